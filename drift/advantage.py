@@ -1,0 +1,80 @@
+"""Advantages: how much better a completion is than the others of its prompt."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from drift.config import AdvantageEstimator
+from drift.types import Advantages
+
+MIN_STD = 1e-2  # bounds the scale where a group's rewards are nearly equal
+SAME_REWARD = 1e-6
+
+
+def _groups(rewards_B: Tensor, group_size: int) -> Tensor:
+    if len(rewards_B) % group_size or group_size < 2:
+        raise ValueError(f"{len(rewards_B)} rewards do not make groups of {group_size} (>= 2)")
+    return rewards_B.view(-1, group_size)
+
+
+def group_centered(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Reward minus its group's mean (Dr. GRPO, arXiv 2503.20783).
+
+    Args:
+        rewards_B: [B] float32, rows of a group adjacent.
+        group_size: G >= 2, divides B.
+
+    Returns:
+        [B] float32; each group sums to 0.
+
+    Raises:
+        ValueError: G does not divide B or is below 2.
+    """
+    rewards_PG = _groups(rewards_B, group_size)
+    return (rewards_PG - rewards_PG.mean(1, keepdim=True)).flatten()
+
+
+def group_normalized(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Reward minus its group's mean, over the group's sample std, at least 0.01.
+
+    GRPO (arXiv 2402.03300); the floor as in RLDF (arXiv 2605.25638). Arguments, return and errors
+    as `group_centered`.
+    """
+    std_P1 = _groups(rewards_B, group_size).std(1, keepdim=True).clamp(min=MIN_STD)
+    return (group_centered(rewards_B, group_size).view(-1, group_size) / std_P1).flatten()
+
+
+def leave_one_out(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Reward minus the mean of the others of its group (RLOO, arXiv 2402.14740).
+
+    Equal to `group_centered` times G / (G - 1). Arguments, return and errors as there.
+    """
+    return group_centered(rewards_B, group_size) * (group_size / (group_size - 1))
+
+
+ESTIMATORS: dict[AdvantageEstimator, Callable[[Tensor, int], Tensor]] = {
+    AdvantageEstimator.group_centered: group_centered,
+    AdvantageEstimator.group_normalized: group_normalized,
+    AdvantageEstimator.leave_one_out: leave_one_out,
+}
+
+
+def estimate(rewards_B: Tensor, group_size: int, estimator: AdvantageEstimator) -> Advantages:
+    """Advantages, and which rows can teach: a group of equal rewards is left out and counted.
+
+    Args:
+        rewards_B: [B] float32, rows of a group adjacent.
+        group_size: G >= 2, divides B.
+        estimator: one of ESTIMATORS.
+    """
+    rewards_PG = _groups(rewards_B, group_size)
+    spread_P = rewards_PG.amax(1) - rewards_PG.amin(1)
+    varied_P = spread_P > SAME_REWARD
+    values_B = ESTIMATORS[estimator](rewards_B, group_size)
+    used_B = varied_P.repeat_interleave(group_size)
+    return Advantages(
+        values_B=torch.where(used_B, values_B, 0.0),
+        used_B=used_B,
+        zero_variance_groups=int((~varied_P).sum()),
+    )

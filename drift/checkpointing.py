@@ -1,0 +1,107 @@
+"""Checkpoints: whole or not there, checked when read, taken up where they were written.
+
+A checkpoint is a folder `checkpoints/step_000040/` with the policy in its family's own format
+(`policy/`), the engine's state (`trainer.pt`) and `state.json`: the trainer's progress, and the
+size and SHA-256 of every file. It is written beside under another name, flushed, and renamed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from drift.engine import Engine
+from drift.errors import CheckpointError
+from drift.policy.base import Policy
+from drift.policy.loading import save_policy
+
+log = logging.getLogger("drift")
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def flush(path: Path) -> None:
+    """Make the kernel write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is either the old one or the new one, never a part."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    flush(beside)
+    beside.replace(path)
+
+
+def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict[str, Any]) -> Path:
+    """Write `folder/step_<step>`; what stood there under that name is replaced at the end.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps done.
+        engine, policy: what to save.
+        progress: the trainer's own state, plain JSON.
+    """
+    target = folder / f"step_{step:06d}"
+    beside = folder / f".writing-step_{step:06d}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_policy(policy, beside / "policy")
+    engine.save_state(beside)
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    for path in files:
+        flush(path)
+    digests = {str(path.relative_to(beside)): file_digest(path) for path in files}
+    write_json(beside / "state.json", {"step": step, "progress": progress, "files": digests})
+    flush(beside)
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
+    flush(folder)
+    return target
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The state of a whole checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was written.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files: dict[str, Any] = state["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}/state.json cannot be read: {error}") from None
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise CheckpointError(f"{folder} is damaged: {name} is not what was written")
+    return state
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state; a damaged one is named in a warning."""
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        try:
+            return path, check(path)
+        except CheckpointError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+    return None
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    for path in sorted(folder.glob("step_*"), reverse=True)[keep:]:
+        if best_step is None or path.name != f"step_{best_step:06d}":
+            shutil.rmtree(path)

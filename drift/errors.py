@@ -1,0 +1,25 @@
+"""The errors a user can cause; a message is one line: what is wrong, what is allowed, the fix."""
+
+
+class DriftError(Exception):
+    """Parent of every error of Drift; the entry points print it as one line and exit with 1."""
+
+
+class ConfigError(DriftError, ValueError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(DriftError, ValueError):
+    """A data file is missing, unreadable or holds a bad record (`file:line: field: reason`)."""
+
+
+class CheckpointError(DriftError, RuntimeError):
+    """A checkpoint is missing, incomplete, of another family, or does not fit its config."""
+
+
+class RolloutError(DriftError, RuntimeError):
+    """A prompt cannot be completed with the chosen sizes."""
+
+
+class SyncError(DriftError, RuntimeError):
+    """Ranks disagree on a number that must be the same on all of them."""

@@ -1,0 +1,66 @@
+"""Evaluation of several checkpoints: `python -m drift.eval checkpoints=[a,b] task=countdown`."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from drift.cli import run_command
+from drift.config import EvalRunConfig
+from drift.evaluation import EvalResult
+
+log = logging.getLogger("drift")
+
+
+def policy_folder(checkpoint: str) -> str:
+    """A policy's path: a checkpoint of a run holds it in `policy/`."""
+    inner = Path(checkpoint) / "policy"
+    return str(inner) if inner.is_dir() else checkpoint
+
+
+def table(results: dict[str, EvalResult]) -> Table:
+    """Accuracy with its Wilson interval, network evaluations, truncated share, seconds."""
+    shown = Table("checkpoint", "accuracy", "95 % interval", "n", "NFE", "truncated", "seconds")
+    for name, result in results.items():
+        low, high = result.accuracy.ci95
+        shown.add_row(
+            name,
+            f"{result.accuracy.value:.3f}",
+            f"[{low:.3f}, {high:.3f}]",
+            str(result.accuracy.n),
+            f"{result.nfe_mean:.1f}",
+            f"{result.truncated_frac:.3f}",
+            f"{result.seconds:.1f}",
+        )
+    return shown
+
+
+def run(config: EvalRunConfig) -> None:
+    """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
+    from drift.checkpointing import write_json
+    from drift.engine import Engine
+    from drift.evaluation import evaluate, load_problems
+    from drift.policy.loading import load_policy
+    from drift.report import eval_record
+    from drift.tasks import build_task
+
+    engine = Engine(config.cluster, config.model.dtype)
+    task = build_task(config.task)
+    results: dict[str, EvalResult] = {}
+    for checkpoint in config.checkpoints or [config.model.path]:
+        policy = load_policy(
+            policy_folder(checkpoint), revision=config.model.revision, device=engine.device
+        )
+        problems = load_problems(policy, task, config.split, config)
+        results[checkpoint] = evaluate(engine, policy, task, problems, config.rollout)
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {name: eval_record(result, step=0) for name, result in results.items()}
+    write_json(folder / "results.json", records)
+    Console().print(table(results))
+    log.info("every completion: %s", folder / "results.json")
+
+
+if __name__ == "__main__":
+    run_command("eval", run)

@@ -1,0 +1,69 @@
+"""What a run was made of: versions, code, data, seeds, machine."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drift.types import Example
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "hydra-core", "mlflow")
+
+
+def data_digest(examples: list[Example]) -> dict[str, Any]:
+    """How many examples, and the SHA-256 of their keys and prompts in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.key}\x00{example.prompt}\x00".encode())
+    return {"n": len(examples), "sha256": digest.hexdigest()}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether the tree differs from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "gpus": gpus,
+    }
+
+
+def build_manifest(seed: int, splits: dict[str, list[Example]]) -> dict[str, Any]:
+    """Everything that is needed to say what was run."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {package: installed(package) for package in PACKAGES},
+        "git": git_state(),
+        "data": {name: data_digest(examples) for name, examples in splits.items()},
+        "seed": seed,
+        "machine": machine(),
+    }

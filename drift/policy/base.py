@@ -1,0 +1,160 @@
+"""Policy: a backbone whose row i speaks of position i, with its special ids and chat template."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerFast
+
+from drift.errors import CheckpointError
+from drift.policy.backbone import Backbone, BackboneConfig
+
+HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What sets one family of checkpoints apart; an instance of it is a family's whole file."""
+
+    name: str  # `model.family`
+    model_type: str  # in the checkpoint's config.json
+    shift: bool  # the network's row i predicts token i+1
+    end_of_turn: str  # the token that ends an answer in the chat template
+    read_config: Callable[[dict[str, Any]], BackboneConfig]
+    write_config: Callable[[BackboneConfig], dict[str, Any]]
+    top_names: dict[str, str]  # our weight name -> the official one
+    block_names: dict[str, str]  # the same inside block {i}
+    block_prefix: str  # official, with {i}
+
+    def official_names(self, config: BackboneConfig) -> dict[str, str]:
+        """Every weight of a checkpoint: our name -> the official name."""
+        names = dict(self.top_names)
+        for i in range(config.num_layers):
+            prefix = self.block_prefix.format(i=i)
+            for ours, official in self.block_names.items():
+                if config.qkv_bias or not ours.endswith(".bias"):
+                    names[f"blocks.{i}.{ours}"] = prefix + official
+        if config.tie_head:
+            del names["head.weight"]
+        return names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialIds:
+    mask: int
+    pad: int
+    stop: tuple[int, ...]  # end of sequence, end of turn
+
+
+class Policy(nn.Module):
+    """A masked diffusion language model: p(token at position i | everything that is not masked).
+
+    The network never predicts the mask token: its probability is taken as 0, in the sampler and
+    in the learner alike (MDLM's zero masking probability, arXiv 2406.07524).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        family: Family,
+        special: SpecialIds,
+        *,
+        raw_config: dict[str, Any] | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.family = family
+        self.special = special
+        self.raw_config = raw_config or {}
+        self._tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.embed.weight.device
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        if self._tokenizer is None:
+            raise CheckpointError("this checkpoint has no tokenizer.json; it can only make logits")
+        return self._tokenizer
+
+    def aligned(self, hidden_BSD: Tensor) -> Tensor:
+        """Move each hidden state to the position that it predicts: [B, S, D].
+
+        Without a shift, nothing to do. With one (Dream), position i reads row i-1; position 0,
+        which nothing precedes, reads row 0.
+        """
+        if not self.family.shift:
+            return hidden_BSD
+        return torch.cat([hidden_BSD[:, :1], hidden_BSD[:, :-1]], dim=1)
+
+    def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Hidden states aligned to positions: [B, S, D]. Arguments as `Backbone.forward`."""
+        return self.aligned(self.backbone(ids_BS, lengths_B))
+
+    def logits(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """The network's raw logits, [B, S, V]; row i speaks of position i.
+
+        Args:
+            ids_BS: [B, S] int64, rows padded at the end.
+            lengths_B: [B] int64, real tokens of each row; None: all S.
+        """
+        return self.backbone.head(self.hidden(ids_BS, lengths_B))
+
+    def denoising_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 logits [N, V] of chosen hidden states, the mask token excluded (-inf)."""
+        logits = self.backbone.head(hidden_ND).float()
+        blocked = torch.zeros_like(logits[:1], dtype=torch.bool)
+        blocked[:, self.special.mask] = True
+        return logits.masked_fill(blocked, -torch.inf)
+
+    def head_chunk(self) -> int:
+        """Positions whose logits fit in HEAD_CHUNK_BYTES."""
+        return max(1, HEAD_CHUNK_BYTES // (4 * self.backbone.config.vocab_size))
+
+    def forward(
+        self,
+        ids_MS: Tensor,
+        lengths_M: Tensor,
+        row_N: Tensor,
+        position_N: Tensor,
+        target_N: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Score chosen tokens; the head runs on their positions only, in chunks.
+
+        Args:
+            ids_MS: [M, S] int64, what the network sees, masks included.
+            lengths_M: [M] int64, real tokens of each row.
+            row_N, position_N: [N] int64, where the tokens stand.
+            target_N: [N] int64, the tokens.
+            temperature: > 0, divides the logits.
+
+        Returns:
+            log-prob and entropy (nats) of each chosen token, both [N] float32.
+        """
+        hidden_ND = self.hidden(ids_MS, lengths_M)[row_N, position_N]
+        parts = [
+            self._score_chunk(hidden, target, temperature)
+            for hidden, target in zip(
+                hidden_ND.split(self.head_chunk()), target_N.split(self.head_chunk()), strict=True
+            )
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _score_chunk(
+        self, hidden: Tensor, target: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            logps = (self.denoising_logits(hidden) / temperature).log_softmax(-1)
+            entropy = -(logps.exp() * logps.nan_to_num(neginf=0.0)).sum(-1)
+            return logps.gather(-1, target[:, None])[:, 0], entropy
+
+        if torch.is_grad_enabled() and len(hidden) == self.head_chunk():
+            # a full chunk: recompute its logits in the backward pass instead of keeping them
+            return checkpoint(score, hidden, use_reentrant=False)  # pyright: ignore
+        return score(hidden)

@@ -1,0 +1,212 @@
+"""Checkpoints of the families' own formats: config.json, safetensors, tokenizer files.
+
+Loading is strict: a tensor that is missing, extra or of another shape is an error that names it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from drift.errors import CheckpointError
+from drift.policy.backbone import Backbone
+from drift.policy.base import Family, Policy, SpecialIds
+from drift.policy.dream import DREAM
+from drift.policy.llada import LLADA
+
+FAMILIES = {family.name: family for family in (LLADA, DREAM)}
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+def find_checkpoint(path: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: a path, a path inside the project, or a downloaded hub name.
+
+    Raises:
+        CheckpointError: there is none; the message has the command that fetches a hub name.
+    """
+    for folder in (Path(path).expanduser(), PROJECT_ROOT / path, PACKAGE_ROOT / path):
+        if folder.is_dir():
+            return folder
+    if path.count("/") != 1 or path.startswith((".", "/", "~", "data/", "outputs/")):
+        raise CheckpointError(f"model.path={path} is not a folder; give a checkpoint's folder")
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        pinned = f" --revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"model.path={path} is neither a folder nor a downloaded checkpoint; "
+            f"fetch it with `hf download {path}{pinned}` or set model.path to a folder"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}: not a checkpoint") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def detect_family(raw: dict[str, Any], folder: Path) -> Family:
+    """The family that a config.json names."""
+    for family in FAMILIES.values():
+        if raw.get("model_type") == family.model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES.values())
+    raise CheckpointError(
+        f"{folder}/config.json has model_type={raw.get('model_type')!r}; known: {known}"
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    if not (folder / "tokenizer.json").exists():
+        return None
+    return PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False)
+
+
+def special_ids(
+    raw: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None, family: Family, folder: Path
+) -> SpecialIds:
+    """Mask, padding and stop ids, from the checkpoint's own config.json and tokenizer."""
+
+    def named(name: str) -> int | None:
+        key = f"{name}_token_id"
+        found = raw.get(key)
+        return getattr(tokenizer, key) if found is None and tokenizer is not None else found
+
+    mask, pad, stop = named("mask"), named("pad"), [named("eos")]
+    if tokenizer is not None:
+        stop.append(tokenizer.get_vocab().get(family.end_of_turn))
+    if mask is None:
+        raise CheckpointError(
+            f"{folder} names no mask token: set mask_token_id in config.json "
+            "or mask_token in tokenizer_config.json"
+        )
+    stop_ids = tuple(sorted({i for i in stop if i is not None}))
+    if not stop_ids:
+        raise CheckpointError(f"{folder} names no end-of-sequence token (eos_token_id)")
+    return SpecialIds(mask=mask, pad=stop_ids[0] if pad is None else pad, stop=stop_ids)
+
+
+def shard_of_tensor(folder: Path) -> dict[str, Path]:
+    """Official tensor name -> the safetensors file that holds it.
+
+    Raises:
+        CheckpointError: no weights, a shard is missing, or a file is truncated.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map: dict[str, str] = read_json(index)["weight_map"]
+        for shard in sorted(set(weight_map.values())):
+            if not (folder / shard).exists():
+                raise CheckpointError(f"{folder} lacks the shard {shard} that its index names")
+        return {name: folder / shard for name, shard in weight_map.items()}
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise CheckpointError(f"{folder} has no model.safetensors and no index of shards")
+    with open_shard(single) as tensors:
+        return dict.fromkeys(tensors.keys(), single)
+
+
+def open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
+
+
+@torch.no_grad()
+def copy_weights(backbone: Backbone, family: Family, folder: Path) -> None:
+    """Stream a checkpoint into a backbone, one tensor at a time, strictly."""
+    shards = shard_of_tensor(folder)
+    names = family.official_names(backbone.config)
+    parameters = dict(backbone.named_parameters())
+    missing = sorted(set(names.values()) - shards.keys())
+    extra = sorted(shards.keys() - set(names.values()))
+    for problem, tensors in (("lacks", missing), ("has unknown", extra)):
+        if tensors:
+            more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+            raise CheckpointError(f"{folder} {problem} tensor {tensors[0]}{more}")
+    for shard in sorted(set(shards.values())):
+        with open_shard(shard) as tensors:
+            for ours, official in names.items():
+                if shards[official] == shard:
+                    copy_tensor(parameters[ours], tensors.get_tensor(official), official, shard)
+
+
+def copy_tensor(target: Tensor, source: Tensor, name: str, shard: Path) -> None:
+    if target.shape != source.shape:
+        raise CheckpointError(
+            f"{shard}: {name} is {list(source.shape)}, its config.json wants {list(target.shape)}"
+        )
+    target.copy_(source)
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Policy:
+    """A policy from a checkpoint in its family's official format.
+
+    Args:
+        path: a folder, or a hub name that is already downloaded.
+        family: refuse a checkpoint of another family; None takes whatever config.json says.
+        revision: of the hub name.
+        dtype, device: of the weights.
+
+    Raises:
+        CheckpointError: missing, truncated, of another family, or tensors that do not fit.
+    """
+    folder = find_checkpoint(str(path), revision)
+    raw = read_json(folder / "config.json")
+    found = detect_family(raw, folder)
+    if family is not None and found.name != family:
+        raise CheckpointError(
+            f"{folder} is a {found.name} checkpoint (model_type={found.model_type}), "
+            f"but model.family={family}; use a model of family {found.name}"
+        )
+    try:
+        config = found.read_config(raw)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}/config.json lacks {error}") from None
+    tokenizer = load_tokenizer(folder)
+    special = special_ids(raw, tokenizer, found, folder)
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    backbone = backbone.to(dtype).to_empty(device=device)
+    copy_weights(backbone, found, folder)
+    return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
+
+
+def save_policy(policy: Policy, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a policy in its family's official format.
+
+    Args:
+        policy: what to save.
+        folder: created when missing.
+        weights: the backbone's state dict where it is not the policy's own (gathered shards).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = policy.backbone.state_dict() if weights is None else weights
+    names = policy.family.official_names(policy.backbone.config)
+    tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
+    raw["model_type"] = policy.family.model_type
+    raw["mask_token_id"] = policy.special.mask
+    (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    if policy._tokenizer is not None:
+        policy._tokenizer.save_pretrained(folder)

@@ -1,0 +1,53 @@
+"""From an example to prompt tokens, by the checkpoint's own chat template."""
+
+from drift.config import LongPrompts, TaskConfig
+from drift.errors import RolloutError
+from drift.policy.base import Policy
+from drift.types import Example
+
+
+def render(policy: Policy, task: TaskConfig, example: Example) -> str:
+    """The text that the model sees before its canvas."""
+    messages = [{"role": "user", "content": example.prompt}]
+    if task.system is not None:
+        messages.insert(0, {"role": "system", "content": task.system})
+    text = policy.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def encode(policy: Policy, task: TaskConfig, example: Example) -> list[int]:
+    """Prompt tokens of one example; never cut."""
+    return policy.tokenizer(render(policy, task, example), add_special_tokens=False)["input_ids"]
+
+
+def encode_all(
+    policy: Policy, task: TaskConfig, examples: list[Example], gen_length: int
+) -> tuple[list[Example], list[list[int]], int]:
+    """Prompt tokens of every example that fits into the model's positions beside its canvas.
+
+    Returns:
+        The examples kept, their prompt tokens, and how many were dropped.
+
+    Raises:
+        RolloutError: a prompt does not fit and task.long_prompts=refuse, or none fits.
+    """
+    limit = policy.backbone.config.max_positions - gen_length
+    kept: list[Example] = []
+    kept_ids: list[list[int]] = []
+    for example in examples:
+        ids = encode(policy, task, example)
+        if len(ids) <= limit:
+            kept.append(example)
+            kept_ids.append(ids)
+        elif task.long_prompts == LongPrompts.refuse:
+            raise RolloutError(
+                f"the prompt of {example.key} has {len(ids)} tokens; with "
+                f"rollout.gen_length={gen_length} the model's positions allow {limit}; "
+                "shorten it, lower rollout.gen_length or set task.long_prompts=drop"
+            )
+    if not kept:
+        raise RolloutError(f"no prompt has at most {limit} tokens; lower rollout.gen_length")
+    return kept, kept_ids, len(examples) - len(kept)

@@ -1,0 +1,220 @@
+"""What a run tells: a line or a progress bar, metrics, rollouts, summary, the words at the end."""
+
+import json
+import logging
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import progress as bar
+
+from drift.checkpointing import write_json
+from drift.config import RunConfig
+from drift.engine import Engine
+from drift.evaluation import EvalResult
+from drift.tracking import Tracker
+from drift.types import Advantages, Rollout
+
+SAMPLES = 8  # completions of a step that the samples table shows
+log = logging.getLogger("drift")
+
+
+def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> dict[str, float]:
+    """The metrics of one rollout over all ranks; a mean travels as a sum and a count."""
+    trace, scores = rollout.trace, rollout.scores
+    local = {
+        "rows": float(len(scores)),
+        "groups": len(scores) / rollout.group_size,
+        "reward/mean": sum(score.reward for score in scores),
+        "reward/accuracy": float(sum(score.correct for score in scores)),
+        "reward/zero_variance_frac": float(advantages.zero_variance_groups),
+        "rollout/length": float(trace.length_B.sum()),
+        "rollout/truncated_frac": float((~trace.finished_B).sum()),
+        "rollout/nfe": float(trace.nfe_B.sum()),
+        "rollout/tokens": float(trace.committed_BC.sum()),
+    }
+    total = engine.sum(local)
+    rows, groups = total.pop("rows"), total.pop("groups")
+    per_group = {"reward/zero_variance_frac"}
+    kept = {"rollout/tokens"}
+    return {
+        name: value if name in kept else value / (groups if name in per_group else rows)
+        for name, value in total.items()
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak of the GPU's allocated memory, or of the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run is; with the checkpoint's tensors it is all that a resumed run needs.
+
+    Everything else is a function of the seed and the step.
+    """
+
+    step: int = 0
+    wall_s: float = 0.0
+    phase_s: dict[str, float] = field(default_factory=dict[str, float])
+    evals: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    best_step: int | None = None
+    best_correct: int = -1
+
+
+class Report:
+    """One run's voice; silent on all ranks but the first."""
+
+    def __init__(self, config: RunConfig, engine: Engine, tracker: Tracker):
+        self.config = config
+        self.engine = engine
+        self.tracker = tracker
+        self.folder = Path(config.output_dir)
+        self.checkpoint: str | None = None
+        self._bar: bar.Progress | None = None
+
+    @contextmanager
+    def progress_bar(self, done: int, total: int) -> Iterator[None]:
+        """A bar while the block runs, on a terminal only."""
+        if not (sys.stdout.isatty() and self.engine.is_main):
+            yield
+            return
+        columns = (
+            bar.TextColumn("step"),
+            bar.MofNCompleteColumn(),
+            bar.BarColumn(),
+            bar.TextColumn("{task.description}"),
+            bar.TimeRemainingColumn(),
+        )
+        with bar.Progress(*columns) as self._bar:
+            self._bar.add_task("", completed=done, total=total)
+            yield
+        self._bar = None
+
+    def step(self, step: int, metrics: dict[str, float], rollout: Rollout) -> None:
+        """Record a step that is done."""
+        if not self.engine.is_main:
+            return
+        rollout_s = metrics["time/rollout_s"]
+        metrics["rollout/tokens_per_s"] = metrics.pop("rollout/tokens") / rollout_s
+        metrics["mem/peak_gib"] = peak_memory_gib(self.engine.device)
+        self.tracker.log(step, metrics)
+        self.write_rollout(step, rollout)
+        accuracy = metrics.get("eval/accuracy")
+        text = (
+            f"reward {metrics['reward/mean']:.3f}  accuracy {metrics['reward/accuracy']:.3f}  "
+            f"{metrics['rollout/tokens_per_s']:.0f} tokens/s"
+        )
+        if accuracy is not None:
+            text += f"  validation {accuracy:.3f}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+        else:
+            log.info("step %d/%d  %s", step, self.config.num_steps, text)
+
+    def write_rollout(self, step: int, rollout: Rollout) -> None:
+        """rollouts/step_*.jsonl: every completion of the step with its grade."""
+        folder = self.folder / "rollouts"
+        folder.mkdir(exist_ok=True)
+        trace = rollout.trace
+        per_row = zip(
+            rollout.texts,
+            rollout.scores,
+            trace.nfe_B.tolist(),
+            trace.length_B.tolist(),
+            strict=True,
+        )
+        with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for row, (text, score, nfe, length) in enumerate(per_row):
+                example = rollout.prompts.examples[row // rollout.group_size]
+                line = {
+                    "key": example.key,
+                    "prompt": example.prompt,
+                    "completion": text,
+                    "reward": score.reward,
+                    "correct": score.correct,
+                    "verdict": score.verdict,
+                    "nfe": nfe,
+                    "length": length,
+                }
+                file.write(json.dumps(line) + "\n")
+
+    def evaluation(self, name: str, result: EvalResult, step: int) -> None:
+        if self.engine.is_main:
+            write_json(self.folder / "evals" / f"{name}.json", eval_record(result, step))
+            if name != "validation":
+                log.info("%s accuracy on the %s split: %s", name, result.split, result.accuracy)
+
+    def summarize(self, progress: Progress, status: str, error: str | None = None) -> None:
+        """Write summary.json."""
+        config = self.config
+        summary: dict[str, Any] = {
+            "status": status,
+            "model": config.model.name,
+            "task": config.task.name,
+            "masking": config.masking.strategy.value,
+            "seed": config.seed,
+            "steps": progress.step,
+            "wall_s": progress.wall_s,
+            "eval": {k: v for k, v in progress.evals.items() if k != "validation"},
+            "phase_s": progress.phase_s,
+            "checkpoint": self.checkpoint,
+            "mlflow_run_id": self.tracker.run_id,
+        }
+        if error is not None:
+            summary["error"] = error
+        if self.engine.is_main:
+            write_json(self.folder / "summary.json", summary)
+
+    def samples_table(self) -> dict[str, list[Any]]:
+        """Columns for MLflow: some completions of the first and of the last step."""
+        files = sorted((self.folder / "rollouts").glob("step_*.jsonl"))
+        columns: dict[str, list[Any]] = {}
+        for path in dict.fromkeys([*files[:1], *files[-1:]]):
+            for line in path.read_text(encoding="utf-8").splitlines()[:SAMPLES]:
+                for key, value in {"step": path.stem, **json.loads(line)}.items():
+                    columns.setdefault(key, []).append(value)
+        return columns
+
+    def farewell(self, progress: Progress) -> None:
+        """The last lines of a run: what it reached and where to look."""
+        if not self.engine.is_main:
+            return
+        for name in ("first", "last"):
+            entry = progress.evals[name]
+            low, high = entry["ci95"]
+            log.info(
+                "%-5s held-out accuracy %.3f  95%% interval [%.3f, %.3f]  %d test problems",
+                name, entry["accuracy"], low, high, entry["n"],
+            )  # fmt: skip
+        total = sum(progress.phase_s.values()) or 1.0
+        shares = ", ".join(f"{k} {100 * v / total:.0f}%" for k, v in progress.phase_s.items())
+        log.info("%.0f s: %s", progress.wall_s, shares)
+        log.info("run folder: %s", self.folder)
+        if self.tracker.run_id is not None:
+            log.info("compare: mlflow ui --backend-store-uri %s", self.config.tracking.uri)
+
+
+def eval_record(result: EvalResult, step: int) -> dict[str, Any]:
+    """An evaluation as JSON, every completion with its grade."""
+    return {
+        **result.accuracy.as_dict(),
+        "split": result.split,
+        "step": step,
+        "nfe_mean": result.nfe_mean,
+        "truncated_frac": result.truncated_frac,
+        "seconds": result.seconds,
+        "completions": [
+            {"completion": text, "correct": score.correct, "verdict": score.verdict}
+            for text, score in zip(result.texts, result.scores, strict=True)
+        ],
+    }

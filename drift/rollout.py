@@ -1,0 +1,59 @@
+"""Prompts to graded completions."""
+
+import torch
+
+from drift.config import RolloutConfig
+from drift.decoding import decode
+from drift.policy.base import Policy
+from drift.tasks import Task
+from drift.types import PromptBatch, Rollout, Trace
+
+
+def texts_of(policy: Policy, trace: Trace) -> list[str]:
+    """The text of each row up to its first stop token, special tokens left out."""
+    lengths = trace.length_B.tolist()
+    canvases = trace.canvas_BC.tolist()
+    ids = [canvas[:length] for canvas, length in zip(canvases, lengths, strict=True)]
+    return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def collect(
+    policy: Policy,
+    task: Task,
+    prompts: PromptBatch,
+    config: RolloutConfig,
+    key: int,
+    policy_version: int,
+) -> Rollout:
+    """Complete each prompt `group_size` times and grade every completion once.
+
+    Args:
+        policy: the sampler.
+        task: grades.
+        prompts: P prompts of this rank.
+        config: group size and decoding settings.
+        key: of the random numbers of this step, the same on every rank.
+        policy_version: optimizer steps that `policy` has seen.
+
+    Returns:
+        B = P * group_size rows, the rows of a group adjacent.
+    """
+    first_row = prompts.first_prompt * config.group_size
+    rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
+    repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
+    trace = decode(policy, repeated, rows_B, config, key)
+    texts = texts_of(policy, trace)
+    scores = [
+        task.score(prompts.examples[row // config.group_size], text)
+        for row, text in enumerate(texts)
+    ]
+    return Rollout(
+        prompts=prompts,
+        group_size=config.group_size,
+        rows_B=rows_B.to(policy.device),
+        trace=trace,
+        texts=texts,
+        scores=scores,
+        temperature=config.temperature,
+        policy_version=policy_version,
+    )

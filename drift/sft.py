@@ -1,0 +1,124 @@
+"""Masked-diffusion supervised fine-tuning: `python -m drift.sft [overrides]`.
+
+Loss of a completion x of C tokens (LLaDA, arXiv 2502.09992, eq. 3):
+    E_{t ~ U(0,1)} (1 / (t C)) sum_i 1[token i masked] (-log p(x_i | what is not masked))
+with each token masked with probability t. The t of a batch are stratified over (0, 1).
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drift import rng
+from drift.cli import run_command
+from drift.config import SFTConfig
+from drift.engine import Engine
+from drift.errors import DataError
+from drift.evaluation import evaluate, load_problems
+from drift.policy.base import Policy
+from drift.policy.loading import load_policy, save_policy
+from drift.prompts import encode_all
+from drift.tasks import Split, build_task
+from drift.tasks.base import GeneratedTask
+
+MIN_T = 0.03  # bounds the weight 1/t
+log = logging.getLogger("drift")
+
+
+def demonstrations(
+    policy: Policy, task: GeneratedTask, config: SFTConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoded rows: ids [R, S] padded at the end, prompt lengths [R], lengths [R]."""
+    size = config.rollout.gen_length
+    examples, prompts, _ = encode_all(policy, task.config, task.examples(Split.train), size)
+    key = rng.stream(config.seed, "habit")
+    habits = rng.uniform(key, torch.arange(len(examples))) < config.sft.habit_share
+    end_of_turn = policy.special.stop[-1]
+    fill = policy.special.stop[0]
+    rows: list[list[int]] = []
+    for example, prompt, habit in zip(examples, prompts, habits.tolist(), strict=True):
+        text = task.demonstration(example, habit=habit)
+        answer = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [end_of_turn]
+        if len(answer) > size:
+            raise DataError(
+                f"the demonstration of {example.key} has {len(answer)} tokens; "
+                f"rollout.gen_length={size} is too short"
+            )
+        rows.append(prompt + answer + [fill] * (size - len(answer)))
+    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.full((len(rows), max(map(len, rows))), policy.special.pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids, prompt_length, prompt_length + size
+
+
+def mask_batch(
+    prompt_length_M: Tensor, size: int, step: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which canvas tokens of M rows to mask: (row [N], position [N], weight 1/t [N])."""
+    num_rows = len(prompt_length_M)
+    rows_M = torch.arange(num_rows)
+    offset = rng.uniform(rng.stream(seed, "sft_t", step), rows_M)
+    t_M = ((rows_M + offset) / num_rows).clamp(min=MIN_T).float()
+    noise = rng.uniform(rng.stream(seed, "sft_mask", step), rows_M[:, None], torch.arange(size))
+    row_N, canvas_N = (noise < t_M[:, None]).nonzero(as_tuple=True)
+    return row_N, prompt_length_M[row_N] + canvas_N, 1 / t_M[row_N]
+
+
+def sft_step(
+    engine: Engine, policy: Policy, data: tuple[Tensor, ...], step: int, config: SFTConfig
+) -> float:
+    """One optimizer step on a random batch; returns its loss."""
+    ids_RS, prompt_length_R, length_R = data
+    size, batch = config.rollout.gen_length, config.sft.batch_size
+    pick = rng.uniform(rng.stream(config.seed, "sft_batch", step), torch.arange(batch))
+    rows_M = (pick * len(ids_RS)).long()
+    ids_MS, length_M = ids_RS[rows_M], length_R[rows_M]
+    ids_MS = ids_MS[:, : int(length_M.max())]
+    row_N, position_N, weight_N = mask_batch(prompt_length_R[rows_M], size, step, config.seed)
+    target_N = ids_MS[row_N, position_N]
+    hidden_MS = ids_MS.clone()
+    hidden_MS[row_N, position_N] = policy.special.mask
+    inputs = (t.to(engine.device) for t in (hidden_MS, length_M, row_N, position_N, target_N))
+    assert engine.model is not None
+    logp_N, _ = engine.model(*inputs, 1.0)
+    loss = -(logp_N * weight_N.to(engine.device)).sum() / (batch * size)
+    engine.backward(loss)
+    engine.step()
+    return loss.item()
+
+
+def run(config: SFTConfig) -> None:
+    engine = Engine(config.cluster, config.model.dtype)
+    task = build_task(config.task)
+    if not isinstance(task, GeneratedTask):
+        raise DataError(f"task={config.task.name} makes no demonstrations; use countdown or sudoku")
+    policy = load_policy(
+        config.model.path, family=config.model.family, revision=config.model.revision
+    )
+    policy.to(engine.device)
+    problems = load_problems(policy, task, Split.validation, config)
+    data = demonstrations(policy, task, config)
+    engine.prepare(policy, config.optim, config.num_steps)
+    log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
+    started, loss = time.perf_counter(), 0.0
+    for step in range(config.num_steps):
+        loss += sft_step(engine, policy, data, step, config) / config.sft.log_every
+        if (step + 1) % config.sft.log_every == 0:
+            seconds = time.perf_counter() - started
+            log.info("step %d loss %.4f %.0f s", step + 1, loss, seconds)
+            loss = 0.0
+        if config.eval.every and (step + 1) % config.eval.every == 0:
+            result = evaluate(engine, policy, task, problems, config.rollout)
+            log.info("step %d validation accuracy %s", step + 1, result.accuracy)
+    result = evaluate(engine, policy, task, problems, config.rollout)
+    folder = Path(config.output_dir) / "policy"
+    save_policy(policy, folder)
+    log.info("validation accuracy %s; saved %s", result.accuracy, folder)
+
+
+if __name__ == "__main__":
+    run_command("sft", run)

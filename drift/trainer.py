@@ -1,0 +1,175 @@
+"""The RL loop. `Trainer.step` is the algorithm; the rest is when to evaluate, save and report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drift import checkpointing, rng
+from drift.advantage import estimate
+from drift.config import RewardControl, RunConfig
+from drift.engine import Engine
+from drift.evaluation import EvalResult, Problems, evaluate
+from drift.masking import build_views
+from drift.policy.base import Policy
+from drift.report import Progress, Report, step_metrics
+from drift.rollout import collect
+from drift.tasks import Task
+from drift.types import PromptBatch, Rollout, StepReport
+from drift.update import update
+
+
+class Trainer:
+    """Trains `policy` on a task's prompts and reports to `report`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        engine: Engine,
+        policy: Policy,
+        reference: Policy | None,
+        task: Task,
+        problems: dict[str, Problems],
+        report: Report,
+    ):
+        self.config = config
+        self.engine = engine
+        self.policy = policy
+        self.reference = reference
+        self.task = task
+        self.problems = problems
+        self.report = report
+        self.progress = Progress()
+        self.checkpoints = Path(config.output_dir) / "checkpoints"
+
+    def step(self) -> tuple[Rollout, StepReport]:
+        """One step of RL: sample, grade, compare, choose views, update."""
+        config, step = self.config, self.progress.step
+        with self.phase("rollout"), self.engine.autocast():
+            key = rng.stream(config.seed, "rollout", step)
+            rollout = collect(self.policy, self.task, self.prompts(step), config.rollout, key, step)
+        with self.phase("update"):
+            advantages = estimate(
+                self.rewards(rollout), config.rollout.group_size, config.objective.advantage
+            )
+            key = rng.stream(config.seed, "masking", step)
+            views = build_views(rollout.trace, rollout.rows_B, config.masking, key)
+            report = update(
+                self.engine, self.policy, self.reference, rollout, advantages, views, config
+            )
+        metrics = step_metrics(self.engine, rollout, advantages)
+        return rollout, StepReport(metrics=metrics | report.metrics)
+
+    def prompts(self, step: int) -> PromptBatch:
+        """The prompts of a step: the next ones in the epoch's random order."""
+        train, count = self.problems["train"], self.config.rollout.prompts_per_step
+        chosen: list[int] = []
+        for position in range(step * count, (step + 1) * count):
+            epoch, place = divmod(position, len(train.ids))
+            chosen.append(self.epoch_order(epoch)[place])
+        return PromptBatch(
+            examples=[train.examples[i] for i in chosen],
+            ids=[train.ids[i] for i in chosen],
+            first_prompt=0,
+        )
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        key = rng.stream(self.config.seed, "order", epoch)
+        return rng.permutation(key, len(self.problems["train"].ids))
+
+    def rewards(self, rollout: Rollout) -> torch.Tensor:
+        """[B] float32; shuffled over the whole step for the control run that must not learn."""
+        rewards_B = torch.tensor([score.reward for score in rollout.scores])
+        if self.config.objective.reward_control == RewardControl.shuffle:
+            key = rng.stream(self.config.seed, "shuffle", self.progress.step)
+            rewards_B = rewards_B[rng.permutation(key, len(rewards_B))]
+        return rewards_B.to(self.engine.device)
+
+    def fit(self) -> None:
+        """Evaluate, train, evaluate, and save along the way."""
+        config, progress = self.config, self.progress
+        if "first" not in progress.evals:
+            self.evaluate("first", "test")
+            self.evaluate("validation", "validation")
+        with self.report.progress_bar(progress.step, config.num_steps):
+            while progress.step < config.num_steps:
+                started = time.perf_counter()
+                before = dict(progress.phase_s)
+                rollout, report = self.step()
+                progress.step += 1
+                seconds = time.perf_counter() - started
+                metrics = dict(report.metrics)
+                for name, total in progress.phase_s.items():
+                    metrics[f"time/{name}_s"] = total - before.get(name, 0.0)
+                metrics["time/step_s"] = seconds
+                progress.wall_s += seconds
+                metrics |= self.evaluate_and_save()
+                self.report.step(progress.step, metrics, rollout)
+        self.evaluate("last", "test")
+        self.save()
+
+    def evaluate_and_save(self) -> dict[str, float]:
+        """What is due after a step."""
+        config, step = self.config, self.progress.step
+        last = step == config.num_steps
+        metrics: dict[str, float] = {}
+        improved = False
+        if config.eval.every and (step % config.eval.every == 0 or last):
+            result = self.evaluate("validation", "validation")
+            metrics["eval/accuracy"] = result.accuracy.value
+            metrics["eval/nfe"] = result.nfe_mean
+            improved = self.progress.best_step == step
+        if improved or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            self.save()
+        return metrics
+
+    def evaluate(self, name: str, split: str) -> EvalResult:
+        """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
+        with self.phase("eval"):
+            result = evaluate(
+                self.engine, self.policy, self.task, self.problems[split], self.config.rollout
+            )
+        progress = self.progress
+        progress.wall_s += result.seconds
+        entry = {**result.accuracy.as_dict(), "split": split, "step": progress.step}
+        progress.evals[name] = entry
+        if split == "validation" and result.accuracy.correct > progress.best_correct:
+            progress.best_correct = result.accuracy.correct
+            progress.best_step = progress.step
+            progress.evals["best"] = entry
+        self.report.evaluation(name, result, progress.step)
+        return result
+
+    def save(self) -> None:
+        """A checkpoint of this step, and the summary so far."""
+        progress, keep = self.progress, self.config.checkpoint.keep
+        with self.phase("checkpoint"):
+            state = {name: getattr(progress, name) for name in Progress.__slots__}
+            path = checkpointing.save(
+                self.checkpoints, progress.step, self.engine, self.policy, state
+            )
+            checkpointing.prune(self.checkpoints, keep, progress.best_step)
+        self.report.checkpoint = str(path)
+        self.report.summarize(progress, "running")
+
+    def resume(self, folder: Path, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint whose policy is already loaded."""
+        self.engine.load_state(folder)
+        self.progress = Progress(**state["progress"])
+        self.report.checkpoint = str(folder)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a phase of the run."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            spent = time.perf_counter() - started
+            self.progress.phase_s[name] = self.progress.phase_s.get(name, 0.0) + spent

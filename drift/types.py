@@ -1,0 +1,158 @@
+"""The batches that cross rooms, and the one legend of dimension suffixes.
+
+| suffix | dimension |
+|---|---|
+| P | prompts of a step (on this rank) |
+| G | group size: completions of one prompt |
+| B | rows: P * G, the rows of a group adjacent |
+| L | prompt length, differs by row |
+| C | canvas (completion) length |
+| S | a row: prompt + canvas, contiguous from position 0, padded at the end |
+| K | views of a completion |
+| M | the view-rows of one learner forward |
+| N | tokens chosen from a batch |
+| V | vocabulary |
+| D | width of the network |
+
+A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One problem of a task.
+
+    Example(key="countdown:3,5,9:11", prompt="3 9 5=11",
+            fields={"numbers": [3, 9, 5], "target": 11})
+    """
+
+    key: str  # two examples are the same problem iff their keys are equal
+    prompt: str  # what the user says; the checkpoint's chat template is put around it later
+    fields: dict[str, object]  # what the task needs to grade an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a task says of one completion.
+
+    Score(reward=1.0, correct=True, answer="9+5-3", verdict="pass")
+    """
+
+    reward: float  # what the policy is trained on
+    correct: bool  # what accuracy counts
+    answer: str | None  # the answer found in the text, None if there is none
+    verdict: str  # pass | wrong | no_answer | ...: one word that says why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch:
+    """P prompts of one step; `ids[p]` is completed G times by the rows p*G .. p*G+G-1.
+
+    PromptBatch(examples=[e0, e1], ids=[[5, 9, 7], [5, 8, 8, 7]], first_prompt=0)
+    """
+
+    examples: list[Example]
+    ids: list[list[int]]  # rendered by the chat template
+    first_prompt: int  # index of ids[0] among the prompts of the step over all ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What the sampler did on B canvases, enough to replay it token by token.
+
+    One row, canvas of 4, block of 2, where `</s>` (2) ended the row in the second block:
+    Trace(canvas_BC=[[7, 8, 9, 2]], unmask_step_BC=[[1, 0, 2, 2]],
+          logp_BC=[[-0.1, -0.3, -0.2, 0.0]], length_B=[4], finished_B=[True], nfe_B=[3])
+    """
+
+    canvas_BC: Tensor  # int64; the mask id where nothing was committed
+    unmask_step_BC: Tensor  # int64; the row's own step that committed the token, -1 = never
+    logp_BC: Tensor  # float32; the sampler's log-prob of the token at that step, 0 where never
+    length_B: Tensor  # int64; tokens up to and with the first stop token, C if there is none
+    finished_B: Tensor  # bool; a stop token was committed
+    nfe_B: Tensor  # int64; network evaluations the row took part in
+
+    @property
+    def committed_BC(self) -> Tensor:
+        """[B, C] bool: the tokens the sampler chose, the ones that can be trained."""
+        return self.unmask_step_BC >= 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """B = P * G graded completions.
+
+    Rollout(prompts=PromptBatch(...), group_size=2, rows_B=[0, 1], trace=Trace(...),
+            texts=["\\\\boxed{9+5-3}", "\\\\boxed{3+9+5}"], scores=[Score(...), Score(...)],
+            temperature=1.0, policy_version=17)
+    """
+
+    prompts: PromptBatch
+    group_size: int
+    rows_B: Tensor  # int64; a row's index among the rows of the step over all ranks
+    trace: Trace
+    texts: list[str]
+    scores: list[Score]
+    temperature: float  # of the sampler; the learner uses the same
+    policy_version: int  # optimizer steps the sampling policy had seen
+
+    def prompt_ids(self, row: int) -> list[int]:
+        """The prompt tokens of a local row."""
+        return self.prompts.ids[row // self.group_size]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedViews:
+    """K views of each row: what is hidden from the network and which hidden tokens are scored.
+
+    Two tokens, two views: view 0 hides both and scores the first, view 1 hides and scores the
+    second: MaskedViews(hidden_KBC=[[[1, 1]], [[0, 1]]], scored_KBC=[[[1, 0]], [[0, 1]]],
+    candidate_KBC=[[[0, 1]], [[0, 0]]], candidate_min_prob=0.6)
+    """
+
+    hidden_KBC: Tensor  # bool; shown to the network as the mask token
+    scored_KBC: Tensor  # bool; subset of hidden and of the committed tokens
+    candidate_KBC: Tensor  # bool; scored too if the old policy gives it candidate_min_prob
+    candidate_min_prob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogps:
+    """Log-probs of the canvas tokens under one policy on the given views.
+
+    TokenLogps(logp_KBC=[[[-0.7, 0.0]]], entropy_KBC=[[[0.9, 0.0]]]): the second was not asked for.
+    """
+
+    logp_KBC: Tensor  # float32; 0 where not asked for
+    entropy_KBC: Tensor  # float32, nats; 0 where not asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantages:
+    """Advantages(values_B=[0.7, -0.7, 0, 0], used_B=[1, 1, 0, 0], zero_variance_groups=1)."""
+
+    values_B: Tensor  # float32
+    used_B: Tensor  # bool; False for the rows of a group whose rewards are all equal
+    zero_variance_groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """The loss of one micro-batch and what is logged of it, as sums to be reduced over ranks.
+
+    LossOutput(loss=tensor(0.3), sums={"loss/policy": 0.3, "loss/clip_frac": 0.0})
+    """
+
+    loss: Tensor  # scalar; the micro-batches of all ranks add up to the loss of the batch
+    sums: dict[str, Tensor]  # scalars without graph; they add up to the metric of that name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """Metrics of a step, the same on every rank: StepReport(metrics={"loss/policy": 0.3})."""
+
+    metrics: dict[str, float]

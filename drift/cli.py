@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -55,25 +56,25 @@ def first_line(error: BaseException) -> str:
 
 
 def unknown_option(error: OmegaConfBaseException) -> str:
-    """`rollout.gen_lenght: no such option; did you mean gen_length? options: ...`"""
+    """`rollout.gen_lenght: no such option; did you mean gen_length; options: ...`"""
     group, _, name = str(error.full_key).rpartition(".")
     schema = error.object_type
     allowed: list[str] = []
     if isinstance(schema, type) and dataclasses.is_dataclass(schema):
         allowed = [field.name for field in dataclasses.fields(schema)]
     near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {group + '.' if group else ''}{near[0]}?" if near else ""
+    hint = f"; did you mean {group + '.' if group else ''}{near[0]}" if near else ""
     known = f"; options here: {', '.join(allowed)}" if allowed else ""
     return f"{error.full_key}: no such option{hint}{known}"
 
 
 def unknown_choice(error: MissingConfigException) -> str:
-    """`model=lada: no such option of the group; did you mean llada? options: dream, llada, tiny`"""
+    """`model=lada: no such option of the group; did you mean llada; options: dream, llada, tiny`"""
     choice = str(error.missing_cfg_file or "")
     group, _, name = choice.rpartition("/")
     options = sorted(error.options or [])
     near = difflib.get_close_matches(name, options, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}" if near else ""
     return f"{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
 
 
@@ -88,6 +89,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
 
     def job(config: DictConfig) -> None:
         typed_config: BaseConfig = typed(config)
+        typed_config.output_dir = HydraConfig.get().runtime.output_dir
         try:
             run(typed_config)
         except DriftError as error:

@@ -249,7 +249,7 @@ class BaseConfig:
     tracking: TrackingConfig = MISSING
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
-    output_dir: str = MISSING
+    output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
 
 
 @dataclass

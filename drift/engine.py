@@ -3,6 +3,8 @@
 Everything that depends on how many processes train is here. The rest of Drift sees tensors.
 """
 
+import resource
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from transformers import get_scheduler
 from drift.config import ClusterConfig, Dtype, OptimConfig
 from drift.errors import CheckpointError, SyncError
 from drift.policy.base import Policy
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that this process sees."""
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 class Engine:
@@ -42,6 +49,11 @@ class Engine:
     @property
     def rank(self) -> int:
         return self.accelerator.process_index
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next optimizer step."""
+        return float(self.scheduler.get_last_lr()[0])
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The training precision, for forwards that do not go through `model`."""
@@ -101,6 +113,18 @@ class Engine:
         if len(set(values.tolist())) > 1:
             by_rank = dict(enumerate(values.tolist()))
             raise SyncError(f"{name} differs by rank: {by_rank}")
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock measures work and not its start."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_gib(self) -> float:
+        """Peak of the GPU's allocated memory, or of the process's resident memory on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
     def save_state(self, folder: Path) -> None:
         """Optimizer, schedule and torch's random state, as tensors and plain values."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from drift.engine import gpu_names
 from drift.types import Example
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "hydra-core", "mlflow")
@@ -46,13 +47,12 @@ def installed(package: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-        "gpus": gpus,
+        "gpus": gpu_names(),
     }
 
 

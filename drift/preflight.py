@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from drift.cli import explain, typed
 from drift.validate import validate
@@ -47,10 +47,6 @@ class Preflight(Callback):
 
 def fault(config: DictConfig) -> str | None:
     """Why a composed config cannot run; None if it can."""
-    config = config.copy()
-    with open_dict(config):
-        config.output_dir = "unknown before the job starts"
-    OmegaConf.set_readonly(config, False)
     try:
         validate(typed(config))
     except Exception as error:  # whatever OmegaConf raises while it resolves and converts

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import progress as bar
 
 from drift.checkpointing import write_json
@@ -46,14 +44,6 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
         name: value if name in kept else value / (groups if name in per_group else rows)
         for name, value in total.items()
     }
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak of the GPU's allocated memory, or of the process's resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +96,7 @@ class Report:
             return
         rollout_s = metrics["time/rollout_s"]
         metrics["rollout/tokens_per_s"] = metrics.pop("rollout/tokens") / rollout_s
-        metrics["mem/peak_gib"] = peak_memory_gib(self.engine.device)
+        metrics["mem/peak_gib"] = self.engine.peak_memory_gib()
         self.tracker.log(step, metrics)
         self.write_rollout(step, rollout)
         accuracy = metrics.get("eval/accuracy")

@@ -169,7 +169,6 @@ class Trainer:
         try:
             yield
         finally:
-            if self.engine.device.type == "cuda":
-                torch.cuda.synchronize()
+            self.engine.synchronize()
             spent = time.perf_counter() - started
             self.progress.phase_s[name] = self.progress.phase_s.get(name, 0.0) + spent

@@ -1,6 +1,7 @@
 """One update of the policy from one rollout: views -> log-probs -> loss -> optimizer."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -34,6 +35,75 @@ def restrict(views: MaskedViews, used_B: Tensor) -> MaskedViews:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the optimizer steps of one update share: Work(batches=[...], old=None, ...)."""
+
+    batches: list[MicroBatch]
+    old: TokenLogps | None  # of the policy before this update; None where it is not needed
+    reference: TokenLogps | None
+    weight_KBC: Tensor
+    num_tokens: int  # scored tokens over all views and ranks
+
+
+def prepare(
+    engine: Engine,
+    policy: Policy,
+    reference: Policy | None,
+    rollout: Rollout,
+    views: MaskedViews,
+    config: RunConfig,
+) -> Work:
+    """Log-probs of the frozen policies, the scored tokens and their weights, before any update."""
+    shape, temperature = views.hidden_KBC.shape, rollout.temperature
+    assert engine.model is not None
+
+    def cut(wanted_KBC: Tensor) -> list[MicroBatch]:
+        rows = config.optim.rows_per_forward
+        return micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, rows)
+
+    old = None
+    if config.objective.num_updates > 1 or bool(views.candidate_KBC.any()):
+        wanted_KBC = views.scored_KBC | views.candidate_KBC
+        old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
+    scored_KBC = settle_scored(views, old)
+    batches = cut(scored_KBC)
+    frozen = None
+    if reference is not None:
+        with engine.autocast():
+            frozen = token_logps(reference, batches, shape, temperature)
+    num_rows = float(scored_KBC.any(dim=2).any(dim=0).sum())
+    counts = engine.sum({"rows": num_rows, "tokens": float(scored_KBC.sum())})
+    num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
+    weight_KBC = token_weights(scored_KBC, config.objective.normalization, num_rows, num_tokens)
+    return Work(
+        batches=batches, old=old, reference=frozen, weight_KBC=weight_KBC, num_tokens=num_tokens
+    )
+
+
+def accumulate(
+    engine: Engine, work: Work, rollout: Rollout, advantages: Advantages, config: RunConfig
+) -> dict[str, float]:
+    """Add up the gradient of every micro-batch; returns this rank's sums of what is logged."""
+    total: defaultdict[str, float] = defaultdict(float)
+    assert engine.model is not None
+    for batch in work.batches:
+        logp_N, entropy_N = score(engine.model, batch, rollout.temperature)
+        tokens = ScoredTokens(
+            logp_N=logp_N,
+            entropy_N=entropy_N,
+            old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
+            reference_logp_N=work.reference and batch.pick(work.reference.logp_KBC),
+            advantage_N=advantages.values_B[batch.batch_N],
+            weight_N=batch.pick(work.weight_KBC),
+        )
+        output = policy_objective(tokens, config.objective)
+        engine.backward(output.loss)
+        for name, value in output.sums.items():
+            total[name] += float(value)
+    return total
+
+
 def update(
     engine: Engine,
     policy: Policy,
@@ -49,52 +119,17 @@ def update(
     out; if nothing is left on any rank, nothing is updated.
 
     Returns:
-        loss/*, kl/*, policy/entropy, optim/grad_norm, masking/scored_tokens, the same on all ranks.
+        loss/*, kl/*, policy/entropy, optim/grad_norm, optim/lr, masking/scored_tokens, means over
+        the updates, the same on all ranks.
     """
-    views = restrict(views, advantages.used_B)
-    shape, temperature = views.hidden_KBC.shape, rollout.temperature
-    wanted_KBC = views.scored_KBC | views.candidate_KBC
-
-    def cut(wanted: Tensor) -> list[MicroBatch]:
-        rows = config.optim.rows_per_forward
-        return micro_batches(rollout, views.hidden_KBC, wanted, policy.special, rows)
-
-    model = engine.model
-    assert model is not None
-    old = None
-    if config.objective.num_updates > 1 or bool(views.candidate_KBC.any()):
-        old = token_logps(model, cut(wanted_KBC), shape, temperature)
-    scored_KBC = settle_scored(views, old)
-    batches = cut(scored_KBC)
-    frozen = None
-    if reference is not None:
-        with engine.autocast():
-            frozen = token_logps(reference, batches, shape, temperature)
-
-    counts = engine.sum(
-        {"rows": float(scored_KBC.any(2).any(0).sum()), "tokens": float(scored_KBC.sum())}
-    )
-    if counts["tokens"] == 0:
-        return StepReport(metrics={"masking/scored_tokens": 0.0})
-    weight_KBC = token_weights(
-        scored_KBC, config.objective.normalization, int(counts["rows"]), int(counts["tokens"])
-    )
+    work = prepare(engine, policy, reference, rollout, restrict(views, advantages.used_B), config)
+    metrics = {"masking/scored_tokens": float(work.num_tokens), "optim/lr": engine.lr}
+    if work.num_tokens == 0:
+        return StepReport(metrics=metrics)
+    num_updates = config.objective.num_updates
     total: defaultdict[str, float] = defaultdict(float)
-    for _ in range(config.objective.num_updates):
-        for batch in batches:
-            logp_N, entropy_N = score(model, batch, temperature)
-            tokens = ScoredTokens(
-                logp_N=logp_N,
-                entropy_N=entropy_N,
-                old_logp_N=logp_N.detach() if old is None else batch.pick(old.logp_KBC),
-                reference_logp_N=None if frozen is None else batch.pick(frozen.logp_KBC),
-                advantage_N=advantages.values_B[batch.batch_N],
-                weight_N=batch.pick(weight_KBC),
-            )
-            output = policy_objective(tokens, config.objective)
-            engine.backward(output.loss)
-            for name, value in output.sums.items():
-                total[name] += float(value)
-        total["optim/grad_norm"] += engine.step() / engine.num_ranks
-    metrics = engine.sum({n: v / config.objective.num_updates for n, v in total.items()})
-    return StepReport(metrics=metrics | {"masking/scored_tokens": counts["tokens"]})
+    for _ in range(num_updates):
+        sums = engine.sum(accumulate(engine, work, rollout, advantages, config))
+        for name, value in (sums | {"optim/grad_norm": engine.step()}).items():
+            total[name] += value / num_updates
+    return StepReport(metrics=metrics | total)

@@ -1,0 +1,147 @@
+"""Fixtures: a toy policy small enough to enumerate, tiny policies of both families, run commands."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from drift.config import (
+    FamilyName,
+    MaskingConfig,
+    ObjectiveConfig,
+    RemaskingRule,
+    RolloutConfig,
+)
+from drift.policy.backbone import Backbone, BackboneConfig
+from drift.policy.base import Policy, SpecialIds
+from drift.policy.loading import FAMILIES
+from drift.types import Example, PromptBatch, Rollout, Score, Trace
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+def make_policy(
+    family: str = "llada", *, vocab_size: int = 12, seed: int = 0, hidden_size: int = 16
+) -> Policy:
+    """Random weights; mask id 1, padding 0, stop ids 0 and 2."""
+    config = BackboneConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4 if family == "llada" else 2,
+        mlp_size=32,
+        rope_theta=10_000.0,
+        norm_eps=1e-5,
+        max_positions=64,
+        qkv_bias=family == "dream",
+        tie_head=False,
+    )
+    backbone = Backbone(config)
+    backbone.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    return Policy(backbone, FAMILIES[family], SpecialIds(mask=1, pad=0, stop=(0, 2)))
+
+
+@pytest.fixture(params=[family.value for family in FamilyName])
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return make_policy(request.param)
+
+
+def rollout_config(**changes: object) -> RolloutConfig:
+    values: dict[str, object] = {
+        "remasking": RemaskingRule.static,
+        "gen_length": 8,
+        "block_length": 4,
+        "steps": 8,
+        "max_rows": 4,
+    }
+    return RolloutConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def make_trace(
+    unmask_step: list[list[int]],
+    *,
+    canvas: list[list[int]] | None = None,
+    logp: list[list[float]] | None = None,
+) -> Trace:
+    """A trace from its unmask steps; canvas and log-probs where a test needs them."""
+    step_BC = torch.tensor(unmask_step)
+    canvas_BC = torch.full_like(step_BC, 5) if canvas is None else torch.tensor(canvas)
+    return Trace(
+        canvas_BC=canvas_BC,
+        unmask_step_BC=step_BC,
+        logp_BC=torch.zeros(step_BC.shape) if logp is None else torch.tensor(logp),
+        length_B=(step_BC >= 0).sum(1),
+        finished_B=torch.ones(len(step_BC), dtype=torch.bool),
+        nfe_B=step_BC.amax(1) + 1,
+    )
+
+
+def make_rollout(
+    prompts: list[list[int]], trace: Trace, *, group_size: int = 1, temperature: float = 1.0
+) -> Rollout:
+    rows = len(trace.canvas_BC)
+    examples = [Example(key=str(i), prompt="", fields={}) for i in range(len(prompts))]
+    score = Score(reward=0.0, correct=False, answer=None, verdict="wrong")
+    return Rollout(
+        prompts=PromptBatch(examples=examples, ids=prompts, first_prompt=0),
+        group_size=group_size,
+        rows_B=torch.arange(rows),
+        trace=trace,
+        texts=[""] * rows,
+        scores=[score] * rows,
+        temperature=temperature,
+        policy_version=0,
+    )
+
+
+def bools(rows: list[list[int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def objective(**changes: object) -> ObjectiveConfig:
+    return ObjectiveConfig(**changes)  # type: ignore[arg-type]
+
+
+def masking(kind: type[MaskingConfig], **changes: object) -> MaskingConfig:
+    return kind(**changes)  # type: ignore[arg-type]
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run `python -m drift.<command> <overrides>` in an empty folder, as a user does."""
+
+    def call(command: str, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", f"drift.{command}", *overrides],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,44 @@
+"""Advantages with numbers worked out by hand."""
+
+import pytest
+import torch
+
+from drift.advantage import estimate, group_centered, group_normalized, leave_one_out
+from drift.config import AdvantageEstimator
+
+
+def test_centered_is_reward_minus_group_mean() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 4.0, 6.0, 8.0])
+    assert group_centered(rewards, 4).tolist() == [0.75, -0.25, -0.25, -0.25, -3, -1, 1, 3]
+
+
+def test_normalized_divides_by_the_sample_standard_deviation() -> None:
+    # (1, 0, 0, 0): mean 1/4, sample variance (9/16 + 3/16) / 3 = 1/4, std 1/2
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert group_normalized(rewards, 4).tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
+def test_normalized_never_divides_by_less_than_a_hundredth() -> None:
+    rewards = torch.tensor([1.0, 1.001])
+    assert group_normalized(rewards, 2).tolist() == pytest.approx([-0.05, 0.05], rel=1e-3)
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.5])
+    expected = [1 - 0.25, 0 - 0.75, 0.5 - 0.5]
+    assert leave_one_out(rewards, 3).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("estimator", list(AdvantageEstimator))
+def test_zero_variance_groups_are_left_out_and_counted(estimator: AdvantageEstimator) -> None:
+    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+    advantages = estimate(rewards, 2, estimator)
+    assert advantages.zero_variance_groups == 2
+    assert advantages.used_B.tolist() == [False, False, True, True, False, False]
+    assert advantages.values_B[[0, 1, 4, 5]].tolist() == [0, 0, 0, 0]
+    assert advantages.values_B[3] > 0 > advantages.values_B[2]
+
+
+def test_rewards_that_do_not_make_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 rewards do not make groups of 2"):
+        group_centered(torch.zeros(5), 2)

@@ -1,0 +1,95 @@
+"""Every shipped config composes; the experiments are what they were reviewed to be."""
+
+import os
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from drift.cli import CONF, typed
+from drift.config import RunConfig, SequentialConfig, register
+from drift.errors import ConfigError
+from drift.validate import validate
+from tests.conftest import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+register()
+
+
+def composed(*overrides: str, config: str = "train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+@pytest.mark.parametrize("name", ["default", *EXPERIMENTS])
+def test_experiment_equals_its_golden_file(name: str) -> None:
+    """Remake the files with DRIFT_UPDATE_GOLDEN=1 and review the difference."""
+    overrides = [] if name == "default" else [f"experiment={name}"]
+    text = OmegaConf.to_yaml(composed(*overrides), resolve=True)
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("DRIFT_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group}={option}"
+        for group in ("model", "task", "masking", "rollout", "objective", "cluster", "tracking")
+        for option in options(group)
+    ],
+)
+def test_every_option_composes_and_is_valid(choice: str) -> None:
+    config = typed(composed(choice))
+    assert isinstance(config, RunConfig)
+    validate(config)
+
+
+def test_model_and_task_compose_as_the_readme_says() -> None:
+    config = typed(composed("model=llada", "task=code"))
+    assert (config.model.path, config.rollout.gen_length) == ("GSAI-ML/LLaDA-8B-Instruct", 256)
+    assert isinstance(config.masking, SequentialConfig)
+    assert config.optim.lr == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout.gen_length=100", "rollout.block_length=32"],
+            "rollout.gen_length=100 is not a multiple of rollout.block_length=32; use "
+            "block_length in {1, 2, 4, 5, 10, 20, 25, 50, 100} or gen_length=128",
+        ),
+        (["rollout.steps=3"], "rollout.steps=3 must be a multiple of the 2 blocks"),
+        (["rollout.group_size=1"], "rollout.group_size=1 leaves nothing to compare"),
+        (["rollout.threshold=1.5"], "rollout.threshold=1.5 must be within 0"),
+        (["rollout=static", "rollout.threshold=0.9"], "does not apply to rollout.remasking=static"),
+        (["rollout.temperature=0"], "rollout.temperature=0 makes every completion"),
+        (["objective.num_updates=2"], "objective.num_updates=2 needs a ratio to the old policy"),
+        (["objective.clip_low=1"], "objective.clip_low=1.0 must be below 1"),
+        (["masking=coupled", "masking.num_views=3"], "masking.num_views=3 must be even"),
+        (["masking=all", "masking.num_views=2"], "masking.num_views=2 must be 1"),
+        (["masking=random", "masking.ratio=0"], "masking.ratio=0.0 must be within 0 (excluded)"),
+        (["masking.low_prob_threshold=2"], "masking.low_prob_threshold=2.0 must be within 0"),
+        (["masking.temperature=-1"], "masking.temperature=-1.0 must be 0 or more"),
+        (["optim.lr=0"], "optim.lr=0.0 must be greater than 0"),
+        (["task.operators=x"], "task.operators='x' must be one or more of + - *"),
+        (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(typed(composed(*overrides)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_infinite_temperature_can_be_written() -> None:
+    assert typed(composed("masking.temperature=inf")).masking.temperature == float("inf")

@@ -1,0 +1,128 @@
+"""The loss on numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from drift.config import KLEstimator, Normalization, PolicyLoss
+from drift.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, token_weights
+from tests.conftest import bools, objective
+
+
+def tokens(
+    logp: list[float],
+    advantage: list[float],
+    *,
+    old: list[float] | None = None,
+    reference: list[float] | None = None,
+    entropy: list[float] | None = None,
+) -> ScoredTokens:
+    logp_N = torch.tensor(logp, requires_grad=True)
+    return ScoredTokens(
+        logp_N=logp_N,
+        entropy_N=torch.tensor(entropy or [0.0] * len(logp)),
+        old_logp_N=logp_N.detach() if old is None else torch.tensor(old),
+        reference_logp_N=None if reference is None else torch.tensor(reference),
+        advantage_N=torch.tensor(advantage),
+        weight_N=torch.full((len(logp),), 1 / len(logp)),
+    )
+
+
+def test_reinforce_is_minus_advantage_times_log_prob() -> None:
+    batch = tokens([-1.0, -2.0], [0.5, -1.0])
+    output = policy_objective(batch, objective())
+    assert output.loss.item() == pytest.approx((0.5 * 1.0 - 1.0 * 2.0) / 2)
+    output.loss.backward()
+    assert batch.logp_N.grad is not None
+    assert batch.logp_N.grad.tolist() == [-0.25, 0.5]
+
+
+def test_first_ppo_update_has_the_gradient_of_reinforce() -> None:
+    first, second = tokens([-1.0, -2.0], [0.5, -1.0]), tokens([-1.0, -2.0], [0.5, -1.0])
+    policy_objective(first, objective()).loss.backward()
+    policy_objective(second, objective(policy_loss=PolicyLoss.ppo_clip)).loss.backward()
+    assert torch.equal(first.logp_N.grad, second.logp_N.grad)  # type: ignore[arg-type]
+
+
+def test_clip_stops_the_gradient_only_where_the_step_was_already_taken() -> None:
+    # ratio 2 and 0.5, each with a good and a bad advantage; clip 0.2 below and 0.3 above
+    log2 = math.log(2)
+    logp = torch.tensor([log2, log2, -log2, -log2], requires_grad=True)
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    config = objective(policy_loss=PolicyLoss.ppo_clip, clip_low=0.2, clip_high=0.3)
+    loss, clipped = ppo_clip(logp, torch.zeros(4), advantage, config)
+    assert loss.tolist() == pytest.approx([-1.3, 2.0, -0.5, 0.8])
+    assert clipped.tolist() == [True, False, False, True]
+    loss.sum().backward()
+    assert logp.grad is not None
+    assert logp.grad.tolist() == pytest.approx([0.0, 2.0, -0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        (k1, math.log(0.5 / 0.25)),
+        (k2, math.log(0.5 / 0.25) ** 2 / 2),
+        (k3, 0.25 / 0.5 - 1 - math.log(0.25 / 0.5)),
+    ],
+)
+def test_kl_estimators_at_p_one_half_and_q_one_quarter(estimator, expected: float) -> None:
+    p, q = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    assert estimator(p, q).item() == pytest.approx(expected)
+
+
+def test_k1_and_k3_are_unbiased_for_the_exact_kl() -> None:
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    exact = (p * (p / q).log()).sum().item()
+    for estimator in (k1, k3):
+        assert (p * estimator(p.log(), q.log())).sum().item() == pytest.approx(exact, abs=1e-6)
+    assert (k3(p.log(), q.log()) >= 0).all()
+
+
+@pytest.mark.parametrize("estimator", list(KLEstimator))
+def test_kl_to_oneself_is_zero_and_missing_reference_is_refused(estimator: KLEstimator) -> None:
+    config = objective(kl_coef=0.1, kl_estimator=estimator)
+    output = policy_objective(tokens([-1.0], [0.0], reference=[-1.0]), config)
+    assert output.sums[f"kl/{estimator}"].item() == 0
+    with pytest.raises(ValueError, match="no reference"):
+        policy_objective(tokens([-1.0], [0.0]), config)
+
+
+def test_kl_and_entropy_enter_with_their_coefficients() -> None:
+    batch = tokens([-1.0, -1.0], [0.0, 0.0], reference=[-1.0, -2.0], entropy=[0.5, 1.5])
+    config = objective(kl_coef=0.1, kl_estimator=KLEstimator.k2, entropy_coef=0.01)
+    output = policy_objective(batch, config)
+    assert output.loss.item() == pytest.approx(0.1 * (0.0 + 0.5) / 2 - 0.01 * (0.5 + 1.5) / 2)
+    assert output.sums["policy/entropy"].item() == pytest.approx(1.0)
+
+
+SCORED = bools([[1, 1, 1, 0], [1, 0, 0, 0]])[None]  # two rows, 3 and 1 scored tokens
+
+
+def test_token_normalization_weighs_every_token_the_same() -> None:
+    weights = token_weights(SCORED, Normalization.token, num_rows=2, num_tokens=4)
+    assert weights[0].tolist() == [[0.25, 0.25, 0.25, 0], [0.25, 0, 0, 0]]
+
+
+def test_sample_normalization_weighs_every_completion_the_same() -> None:
+    weights = token_weights(SCORED, Normalization.sample, num_rows=2, num_tokens=4)
+    assert weights[0, 0].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0])
+    assert weights[0, 1].tolist() == [0.5, 0, 0, 0]
+
+
+def test_a_row_is_averaged_over_all_its_views() -> None:
+    two_views = bools([[1, 1, 0, 0], [0, 0, 1, 1]])[:, None]
+    weights = token_weights(two_views, Normalization.sample, num_rows=1, num_tokens=4)
+    assert weights.sum().item() == 1
+    assert weights[0, 0].tolist() == [0.25, 0.25, 0, 0]
+
+
+@pytest.mark.parametrize("normalization", list(Normalization))
+def test_halves_of_a_batch_add_up_to_the_whole(normalization: Normalization) -> None:
+    whole = token_weights(SCORED, normalization, num_rows=2, num_tokens=4)
+    halves = [
+        token_weights(SCORED[:, i : i + 1], normalization, num_rows=2, num_tokens=4)
+        for i in range(2)
+    ]
+    assert torch.equal(torch.cat(halves, dim=1), whole)

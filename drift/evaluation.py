@@ -1,5 +1,6 @@
 """Greedy accuracy of a policy on a set of problems."""
 
+import logging
 import time
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from drift.rollout import texts_of
 from drift.stats import Accuracy
 from drift.tasks import Split, Task
 from drift.types import Example, Score
+
+log = logging.getLogger("drift")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,5 +67,10 @@ def evaluate(
 def load_problems(policy: Policy, task: Task, split: Split, config: BaseConfig) -> Problems:
     """The problems of a split that fit, at most `eval.max_examples` of them."""
     examples = task.examples(split)[: config.eval.max_examples]
-    kept, ids, _ = encode_all(policy, task.config, examples, config.rollout.gen_length)
+    kept, ids, dropped = encode_all(policy, task.config, examples, config.rollout.gen_length)
+    if dropped:
+        log.warning(
+            "%d of %d %s prompts are longer than the model's positions and were dropped",
+            dropped, len(examples), split,
+        )  # fmt: skip
     return Problems(split=split.value, examples=kept, ids=ids)

@@ -94,8 +94,8 @@ class Report:
         """Record a step that is done."""
         if not self.engine.is_main:
             return
-        rollout_s = metrics["time/rollout_s"]
-        metrics["rollout/tokens_per_s"] = metrics.pop("rollout/tokens") / rollout_s
+        tokens = metrics.pop("rollout/tokens")
+        metrics["rollout/tokens_per_s"] = tokens / metrics["time/rollout_s"]
         metrics["mem/peak_gib"] = self.engine.peak_memory_gib()
         self.tracker.log(step, metrics)
         self.write_rollout(step, rollout)

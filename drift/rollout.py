@@ -1,5 +1,7 @@
 """Prompts to graded completions."""
 
+import time
+
 import torch
 
 from drift.config import RolloutConfig
@@ -43,6 +45,7 @@ def collect(
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
     trace = decode(policy, repeated, rows_B, config, key)
     texts = texts_of(policy, trace)
+    started = time.perf_counter()
     scores = [
         task.score(prompts.examples[row // config.group_size], text)
         for row, text in enumerate(texts)
@@ -56,4 +59,5 @@ def collect(
         scores=scores,
         temperature=config.temperature,
         policy_version=policy_version,
+        reward_s=time.perf_counter() - started,
     )

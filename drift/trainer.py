@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from drift import checkpointing, rng
 from drift.advantage import estimate
-from drift.config import RewardControl, RunConfig
+from drift.config import RewardControl, RunConfig, Split
 from drift.engine import Engine
 from drift.evaluation import EvalResult, Problems, evaluate
 from drift.masking import build_views
@@ -20,6 +21,12 @@ from drift.rollout import collect
 from drift.tasks import Task
 from drift.types import PromptBatch, Rollout, StepReport
 from drift.update import update
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
+    """The order of the training problems in one epoch."""
+    return rng.permutation(rng.stream(seed, "order", epoch), size)
 
 
 class Trainer:
@@ -45,6 +52,7 @@ class Trainer:
         self.report = report
         self.progress = Progress()
         self.checkpoints = Path(config.output_dir) / "checkpoints"
+        self.counted_at = time.perf_counter()
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -70,16 +78,12 @@ class Trainer:
         chosen: list[int] = []
         for position in range(step * count, (step + 1) * count):
             epoch, place = divmod(position, len(train.ids))
-            chosen.append(self.epoch_order(epoch)[place])
+            chosen.append(epoch_order(self.config.seed, epoch, len(train.ids))[place])
         return PromptBatch(
             examples=[train.examples[i] for i in chosen],
             ids=[train.ids[i] for i in chosen],
             first_prompt=0,
         )
-
-    def epoch_order(self, epoch: int) -> list[int]:
-        key = rng.stream(self.config.seed, "order", epoch)
-        return rng.permutation(key, len(self.problems["train"].ids))
 
     def rewards(self, rollout: Rollout) -> torch.Tensor:
         """[B] float32; shuffled over the whole step for the control run that must not learn."""
@@ -90,54 +94,49 @@ class Trainer:
         return rewards_B.to(self.engine.device)
 
     def fit(self) -> None:
-        """Evaluate, train, evaluate, and save along the way."""
+        """Evaluate, train, evaluate; save along the way."""
         config, progress = self.config, self.progress
         if "first" not in progress.evals:
-            self.evaluate("first", "test")
-            self.evaluate("validation", "validation")
+            self.evaluate("first", Split.test)
+            self.evaluate("validation", Split.validation)
         with self.report.progress_bar(progress.step, config.num_steps):
             while progress.step < config.num_steps:
-                started = time.perf_counter()
                 before = dict(progress.phase_s)
                 rollout, report = self.step()
                 progress.step += 1
-                seconds = time.perf_counter() - started
-                metrics = dict(report.metrics)
+                metrics = report.metrics | self.evaluate_if_due()
                 for name, total in progress.phase_s.items():
                     metrics[f"time/{name}_s"] = total - before.get(name, 0.0)
-                metrics["time/step_s"] = seconds
-                progress.wall_s += seconds
-                metrics |= self.evaluate_and_save()
+                # first the line, then the checkpoint: a resumed run drops lines, never lacks one
                 self.report.step(progress.step, metrics, rollout)
-        self.evaluate("last", "test")
+                self.save_if_due()
+        self.evaluate("last", Split.test)
         self.save()
 
-    def evaluate_and_save(self) -> dict[str, float]:
-        """What is due after a step."""
-        config, step = self.config, self.progress.step
-        last = step == config.num_steps
-        metrics: dict[str, float] = {}
-        improved = False
-        if config.eval.every and (step % config.eval.every == 0 or last):
-            result = self.evaluate("validation", "validation")
-            metrics["eval/accuracy"] = result.accuracy.value
-            metrics["eval/nfe"] = result.nfe_mean
-            improved = self.progress.best_step == step
-        if improved or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            self.save()
-        return metrics
+    def evaluate_if_due(self) -> dict[str, float]:
+        """Every `eval.every` steps and at the last: eval/* on the validation split."""
+        every, step = self.config.eval.every, self.progress.step
+        if not every or (step % every and step != self.config.num_steps):
+            return {}
+        result = self.evaluate("validation", Split.validation)
+        return {"eval/accuracy": result.accuracy.value, "eval/nfe": result.nfe_mean}
 
-    def evaluate(self, name: str, split: str) -> EvalResult:
+    def save_if_due(self) -> None:
+        """Every `checkpoint.every` steps, and whenever the validation accuracy is a new best."""
+        every, step = self.config.checkpoint.every, self.progress.step
+        if self.progress.best_step == step or (every and step % every == 0):
+            self.save()
+
+    def evaluate(self, name: str, split: Split) -> EvalResult:
         """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
         with self.phase("eval"):
             result = evaluate(
                 self.engine, self.policy, self.task, self.problems[split], self.config.rollout
             )
         progress = self.progress
-        progress.wall_s += result.seconds
-        entry = {**result.accuracy.as_dict(), "split": split, "step": progress.step}
+        entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}
         progress.evals[name] = entry
-        if split == "validation" and result.accuracy.correct > progress.best_correct:
+        if split == Split.validation and result.accuracy.correct > progress.best_correct:
             progress.best_correct = result.accuracy.correct
             progress.best_step = progress.step
             progress.evals["best"] = entry
@@ -148,6 +147,7 @@ class Trainer:
         """A checkpoint of this step, and the summary so far."""
         progress, keep = self.progress, self.config.checkpoint.keep
         with self.phase("checkpoint"):
+            self.count_wall_time()
             state = {name: getattr(progress, name) for name in Progress.__slots__}
             path = checkpointing.save(
                 self.checkpoints, progress.step, self.engine, self.policy, state
@@ -161,6 +161,18 @@ class Trainer:
         self.engine.load_state(folder)
         self.progress = Progress(**state["progress"])
         self.report.checkpoint = str(folder)
+
+    def count_wall_time(self) -> None:
+        """Add the time since the last count; a resumed run goes on counting."""
+        now = time.perf_counter()
+        self.progress.wall_s += now - self.counted_at
+        self.counted_at = now
+
+    def move_time(self, source: str, target: str, seconds: float) -> None:
+        """Count a part of one phase as another."""
+        phases = self.progress.phase_s
+        phases[source] -= seconds
+        phases[target] = phases.get(target, 0.0) + seconds
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -88,7 +88,7 @@ class Rollout:
 
     Rollout(prompts=PromptBatch(...), group_size=2, rows_B=[0, 1], trace=Trace(...),
             texts=["\\\\boxed{9+5-3}", "\\\\boxed{3+9+5}"], scores=[Score(...), Score(...)],
-            temperature=1.0, policy_version=17)
+            temperature=1.0, policy_version=17, reward_s=0.01)
     """
 
     prompts: PromptBatch
@@ -99,6 +99,7 @@ class Rollout:
     scores: list[Score]
     temperature: float  # of the sampler; the learner uses the same
     policy_version: int  # optimizer steps the sampling policy had seen
+    reward_s: float  # seconds of grading
 
     def prompt_ids(self, row: int) -> list[int]:
         """The prompt tokens of a local row."""

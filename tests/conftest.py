@@ -1,4 +1,4 @@
-"""Fixtures: a toy policy small enough to enumerate, tiny policies of both families, run commands."""
+"""Fixtures: toy policies, hand-made traces, and commands run as a user runs them."""
 
 import json
 import os
@@ -104,6 +104,7 @@ def make_rollout(
         scores=[score] * rows,
         temperature=temperature,
         policy_version=0,
+        reward_s=0.0,
     )
 
 

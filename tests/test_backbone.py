@@ -55,7 +55,7 @@ def grouped_policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @both_families
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_logits_agree_with_the_official_network(family: str, size: str, tmp_path: Path):
+def test_logits_agree_with_the_official_network(family: str, size: str, tmp_path: Path) -> None:
     config = CONFIGS[family](**SIZES[size])
     policy, weights = load(family, config, tmp_path)
     for length in LENGTHS:
@@ -68,7 +68,9 @@ def test_logits_agree_with_the_official_network(family: str, size: str, tmp_path
 
 @both_families
 @torch.no_grad()
-def test_each_row_of_a_padded_batch_agrees_with_the_official_network(family: str, tmp_path: Path):
+def test_each_row_of_a_padded_batch_agrees_with_the_official_network(
+    family: str, tmp_path: Path
+) -> None:
     config = CONFIGS[family](**SIZES["grouped queries"])
     policy, weights = load(family, config, tmp_path)
     rows = [random_ids(config["vocab_size"], length, seed=length) for length in LENGTHS]
@@ -81,7 +83,7 @@ def test_each_row_of_a_padded_batch_agrees_with_the_official_network(family: str
 
 @both_families
 @torch.no_grad()
-def test_a_tied_head_is_the_embedding(family: str, tmp_path: Path):
+def test_a_tied_head_is_the_embedding(family: str, tmp_path: Path) -> None:
     config = CONFIGS[family](**SIZES["grouped queries"], tied=True)
     policy, weights = load(family, config, tmp_path)
     ids = random_ids(config["vocab_size"], 7, seed=0)
@@ -91,7 +93,7 @@ def test_a_tied_head_is_the_embedding(family: str, tmp_path: Path):
 
 
 @torch.no_grad()
-def test_dream_position_0_and_1_both_read_row_0(tmp_path: Path):
+def test_dream_position_0_and_1_both_read_row_0(tmp_path: Path) -> None:
     config = CONFIGS["dream"](**SIZES["grouped queries"])
     policy, _ = load("dream", config, tmp_path)
     ids = random_ids(config["vocab_size"], 5, seed=1)[None]
@@ -103,7 +105,7 @@ def test_dream_position_0_and_1_both_read_row_0(tmp_path: Path):
 
 
 @torch.no_grad()
-def test_llada_is_not_shifted(tmp_path: Path):
+def test_llada_is_not_shifted(tmp_path: Path) -> None:
     config = CONFIGS["llada"](**SIZES["grouped queries"])
     policy, _ = load("llada", config, tmp_path)
     ids = random_ids(config["vocab_size"], 5, seed=1)[None]
@@ -111,7 +113,7 @@ def test_llada_is_not_shifted(tmp_path: Path):
 
 
 @torch.no_grad()
-def test_attention_looks_in_both_directions(grouped_policy: Policy):
+def test_attention_looks_in_both_directions(grouped_policy: Policy) -> None:
     ids = random_ids(29, 6, seed=2)[None]
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % 29
@@ -150,7 +152,7 @@ def test_a_row_does_not_depend_on_its_batch(
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_does_not_matter(grouped_policy: Policy):
+def test_what_stands_in_the_padding_does_not_matter(grouped_policy: Policy) -> None:
     row = random_ids(29, 5, seed=4)
     lengths = torch.tensor([5])
     one, other = (padded([row], 9, pad)[0] for pad in (2, 28))
@@ -159,13 +161,13 @@ def test_what_stands_in_the_padding_does_not_matter(grouped_policy: Policy):
 
 
 @torch.no_grad()
-def test_lengths_that_cover_the_whole_batch_change_nothing(grouped_policy: Policy):
+def test_lengths_that_cover_the_whole_batch_change_nothing(grouped_policy: Policy) -> None:
     ids = torch.stack([random_ids(29, 6, seed) for seed in (1, 2)])
     with_lengths = grouped_policy.logits(ids, torch.tensor([6, 6]))
     assert torch.equal(with_lengths, grouped_policy.logits(ids))
 
 
-def test_rms_norm_of_3_and_4():
+def test_rms_norm_of_3_and_4() -> None:
     # mean square (9 + 16) / 2 = 12.5, root 3.5355339
     norm = RMSNorm(2, eps=0.0)
     norm.weight.data = torch.tensor([1.0, 10.0])
@@ -174,7 +176,7 @@ def test_rms_norm_of_3_and_4():
     )
 
 
-def test_rope_turns_dimension_j_with_j_plus_half():
+def test_rope_turns_dimension_j_with_j_plus_half() -> None:
     # head size 4, theta 100: frequencies 1 and 1/10; position 2 turns by 2 and 0.2
     tables = rope_tables(3, 4, 100.0, torch.device("cpu"))
     x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 3, 4)
@@ -202,7 +204,9 @@ def test_published_sizes_give_the_published_parameter_counts(
 
 
 @published
-def test_official_names_and_shapes_cover_every_parameter(family: str, config: Config, count: int):
+def test_official_names_and_shapes_cover_every_parameter(
+    family: str, config: Config, count: int
+) -> None:
     sizes = FAMILIES[family].read_config(config)
     with torch.device("meta"):
         backbone = Backbone(sizes)
@@ -213,7 +217,7 @@ def test_official_names_and_shapes_cover_every_parameter(family: str, config: Co
 
 
 @both_families
-def test_tied_official_names_have_no_head(family: str):
+def test_tied_official_names_have_no_head(family: str) -> None:
     config = CONFIGS[family](**SIZES["grouped queries"], tied=True)
     sizes = FAMILIES[family].read_config(config)
     names = FAMILIES[family].official_names(sizes)
@@ -222,7 +226,7 @@ def test_tied_official_names_have_no_head(family: str):
 
 
 @both_families
-def test_write_config_is_the_inverse_of_read_config(family: str):
+def test_write_config_is_the_inverse_of_read_config(family: str) -> None:
     config = CONFIGS[family](**SIZES["one kv head"])
     sizes = FAMILIES[family].read_config(config)
     written = FAMILIES[family].write_config(sizes)
@@ -230,12 +234,12 @@ def test_write_config_is_the_inverse_of_read_config(family: str):
     assert written.items() <= config.items()
 
 
-def test_llada_without_kv_heads_has_as_many_as_heads():
+def test_llada_without_kv_heads_has_as_many_as_heads() -> None:
     config = CONFIGS["llada"](**SIZES["grouped queries"]) | {"n_kv_heads": None}
     assert FAMILIES["llada"].read_config(config).num_kv_heads == 6
 
 
-def test_a_policy_never_predicts_the_mask_token(grouped_policy: Policy):
+def test_a_policy_never_predicts_the_mask_token(grouped_policy: Policy) -> None:
     logits = grouped_policy.denoising_logits(torch.ones(3, 48))
     assert (logits[:, 28] == -torch.inf).all()
     assert logits[:, :28].isfinite().all()

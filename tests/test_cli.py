@@ -1,0 +1,142 @@
+"""A user's mistakes: one line that says what is wrong, exit code 1, nothing written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Run
+
+TINY = ROOT / "data" / "tiny-countdown"
+SMOKE = ("debug=smoke", "tracking=off")
+
+
+def refused(run: Run, tmp_path: Path, *overrides: str, code: int = 1) -> str:
+    """The one line of a refusal; checks that nothing was written."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run("train", *overrides, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("drift: ")
+    written = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name != "outputs"]
+    assert written == []
+    return lines[0].removeprefix("drift: ")
+
+
+def test_unknown_option_names_the_near_one(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "rollout.gen_lenght=32")
+    assert line.startswith(
+        "rollout.gen_lenght: no such option; did you mean rollout.gen_length; options here: "
+    )
+
+
+def test_unknown_choice_lists_the_options(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "model=lada")
+    assert line.startswith("model=lada: no such option of the group; did you mean llada; options: ")
+
+
+def test_setting_of_another_option_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "masking=all", "masking.low_prob_threshold=0.5")
+    assert line.startswith("masking.low_prob_threshold: no such option; options here: strategy")
+
+
+def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "optim.lr=fast")
+    assert line == "optim.lr: Value 'fast' of type 'str' could not be converted to Float"
+
+
+def test_malformed_override_is_a_usage_error(run: Run, tmp_path: Path) -> None:
+    assert "write overrides as key=value" in refused(run, tmp_path, "tiny", code=2)
+
+
+def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\noptim: {learning_rate: 0.1}\n")
+    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "experiment=mine")
+    assert line.startswith("optim.learning_rate: no such option")
+
+
+def test_block_that_does_not_divide_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "rollout.block_length=5")
+    assert line == (
+        "rollout.gen_length=16 is not a multiple of rollout.block_length=5; "
+        "use block_length in {1, 2, 4, 8, 16} or gen_length=20"
+    )
+
+
+def test_group_of_one_is_refused(run: Run, tmp_path: Path) -> None:
+    assert "rollout.group_size=1 leaves nothing" in refused(run, tmp_path, "rollout.group_size=1")
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(run: Run, tmp_path: Path) -> None:
+    done = run("train", "-m", "rollout.block_length=8,7", "seed=0,1", check=False)
+    assert done.returncode == 1
+    assert "2 of 4 jobs are wrong, nothing was started" in done.stderr
+    assert "rollout.block_length=7 seed=1: rollout.gen_length=16 is not" in done.stderr
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_missing_checkpoint_says_how_to_get_it(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "model=llada", "task=code")
+    assert "fetch it with `hf download GSAI-ML/LLaDA-8B-Instruct`" in line
+
+
+def test_task_without_a_tiny_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    assert "model.path=data/tiny-code is not a folder" in refused(run, tmp_path, "task=code")
+
+
+def test_checkpoint_of_another_family_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "model=tiny_dream", f"model.path={TINY}")
+    assert "is a llada checkpoint (model_type=llada), but model.family=dream" in line
+
+
+def test_truncated_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(TINY, broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    line = refused(run, tmp_path, f"model.path={broken}")
+    assert "model.safetensors is truncated or damaged" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such data file"),
+        (b"", "the data file is empty"),
+        (b"\xff\xfe\x00", "not UTF-8 at byte 0"),
+        (b'{"numbers": [1, 2], "target": 3}\nnot json\n', "data.jsonl:2: not JSON"),
+        (b'{"numbers": [1, 2]}\n', "data.jsonl:1: target: missing"),
+        (b'{"numbers": [1, "2"], "target": 3}\n', "data.jsonl:1: numbers: '2' is not an integer"),
+    ],
+)
+def test_bad_data_file_is_refused(
+    run: Run, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert message in refused(run, tmp_path, f"task.files.train={path}")
+
+
+def test_prompt_too_long_is_refused_or_dropped(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    long = '{"numbers": [' + ", ".join(["1"] * 200) + '], "target": 3}\n'
+    path.write_text(long + '{"numbers": [1, 2], "target": 3}\n' * 4)
+    line = refused(run, tmp_path, f"task.files.train={path}")
+    assert "tokens; with rollout.gen_length=16 the model's positions allow 240" in line
+    done = run("train", *SMOKE, f"task.files.train={path}", "task.long_prompts=drop")
+    assert (
+        "1 of 5 train prompts are longer than the model's positions and were dropped" in done.stdout
+    )
+
+
+def test_resume_from_what_is_not_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    assert "resume=nothing is not a folder" in refused(run, tmp_path, "resume=nothing")
+
+
+def test_help_and_composed_config_are_printed(run: Run) -> None:
+    assert "masking: all, coupled, random, sequential" in run("train", "--help").stdout
+    assert "low_prob_threshold: 0.6" in run("train", "--cfg", "job").stdout

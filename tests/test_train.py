@@ -1,0 +1,181 @@
+"""Whole runs, as a user starts them: what they write, and what a kill costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from drift.checkpointing import check, newest
+from drift.errors import CheckpointError
+from tests.conftest import ROOT, Run, read_lines
+
+SMALL = (
+    "rollout.prompts_per_step=4",
+    "rollout.group_size=4",
+    "eval.max_examples=20",
+    "eval.every=3",
+    "checkpoint.every=2",
+)
+NOT_THE_SAME_TWICE = ("time/", "mem/", "rollout/tokens_per_s")
+
+
+def steady(path: Path) -> list[dict[str, object]]:
+    """metrics.jsonl without what no two runs share."""
+    return [
+        {k: v for k, v in line.items() if not k.startswith(NOT_THE_SAME_TWICE)}
+        for line in read_lines(path)
+    ]
+
+
+def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None:
+    done = run("train", *SMALL, "num_steps=3", "hydra.run.dir=outputs/run")
+    folder = tmp_path / "outputs" / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["model"], summary["task"], summary["masking"]) == (
+        "tiny", "countdown", "sequential",
+    )  # fmt: skip
+    assert summary["steps"] == 3
+    assert set(summary["eval"]) == {"first", "last", "best"}
+    assert set(summary["eval"]["first"]) == {"accuracy", "n", "ci95", "split", "step"}
+    assert {"rollout", "update", "eval", "checkpoint"} <= set(summary["phase_s"])
+    assert Path(summary["checkpoint"]).name == "step_000003"
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert len(read_lines(folder / "rollouts" / "step_000001.jsonl")) == 16
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["data"]["test"]["n"] == 20
+    assert "strategy: sequential" in (folder / "config.yaml").read_text()
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    record = client.get_run(summary["mlflow_run_id"])
+    assert record.info.status == "FINISHED"
+    assert record.info.artifact_uri.startswith(f"file://{tmp_path}/outputs/mlflow-artifacts")
+    assert record.data.params["rollout.group_size"] == "4"
+    history = client.get_metric_history(summary["mlflow_run_id"], "reward/mean")
+    assert [(m.step, m.value) for m in history] == [(x["step"], x["reward/mean"]) for x in lines]
+    names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"])}
+    assert {"config.yaml", "manifest.json", "samples.json", "summary.json"} <= names
+    assert "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db" in done.stdout
+    logged = set().union(*(line.keys() for line in lines)) - {"step"}
+    documented = (ROOT / "docs" / "metrics.md").read_text()
+    assert [name for name in sorted(logged) if f"`{name}`" not in documented] == []
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "drift.train", *SMALL, *overrides]
+    command.append(f"hydra.run.dir={folder / 'run'}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not reach {count} lines")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    overrides = ("num_steps=7", "objective=ppo_clip", "objective.kl_coef=0.01")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    assert start(whole, *overrides).wait(timeout=300) == 0
+    for lines in (1, 5):
+        process = start(killed, *overrides)
+        wait_for_lines(killed / "run" / "metrics.jsonl", lines)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(killed, *overrides).wait(timeout=300) == 0
+
+    a, b = whole / "run", killed / "run"
+    assert steady(a / "metrics.jsonl") == steady(b / "metrics.jsonl")
+    last = "checkpoints/step_000007/policy/model.safetensors"
+    assert (a / last).read_bytes() == (b / last).read_bytes()
+    first, second = (json.loads((f / "summary.json").read_text()) for f in (a, b))
+    assert first["eval"] == second["eval"]
+    client = MlflowClient(f"sqlite:///{killed}/outputs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'drift'")
+    (only,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(only.info.run_id, "reward/mean")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.slow
+def test_the_batch_on_the_device_changes_nothing_that_is_sampled(run: Run, tmp_path: Path) -> None:
+    for rows in (5, 256):
+        run("train", *SMALL, "num_steps=1", "tracking=off", f"rollout.max_rows={rows}",
+            f"optim.rows_per_forward={rows}", f"hydra.run.dir=run{rows}")  # fmt: skip
+    few, many = (read_lines(tmp_path / f"run{n}/rollouts/step_000001.jsonl") for n in (5, 256))
+    assert few == many
+
+
+def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL, "num_steps=4", "tracking=off", "hydra.run.dir=run")
+    folder = tmp_path / "run" / "checkpoints"
+    weights = folder / "step_000004" / "policy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not what was written"):
+        check(folder / "step_000004")
+    found = newest(folder)
+    assert found is not None
+    assert found[0].name == "step_000002"
+    (folder / ".writing-step_000006").mkdir()
+    done = run("train", *SMALL, "num_steps=4", "tracking=off", "hydra.run.dir=run")
+    assert "trying the checkpoint before it" in done.stdout
+    assert "step_000002 at step 2" in done.stdout
+    check(folder / "step_000004")
+
+
+def test_evaluation_compares_checkpoints(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
+    done = run(
+        "eval",
+        "checkpoints=[data/tiny-countdown,run/checkpoints/step_000002]",
+        "task=countdown",
+        "eval.max_examples=20",
+        "hydra.run.dir=evaluated",
+    )
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert set(results) == {"data/tiny-countdown", "run/checkpoints/step_000002"}
+    for result in results.values():
+        assert result["n"] == len(result["completions"]) == 20
+        assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
+    assert "95 % interval" in done.stdout
+
+
+@pytest.mark.slow
+def test_shuffled_rewards_are_the_same_rewards(run: Run, tmp_path: Path) -> None:
+    for control in ("none", "shuffle"):
+        run("train", *SMALL, "num_steps=2", "tracking=off", f"hydra.run.dir={control}",
+            f"objective.reward_control={control}")  # fmt: skip
+    plain, shuffled = (read_lines(tmp_path / c / "metrics.jsonl") for c in ("none", "shuffle"))
+    assert plain[0]["reward/mean"] == shuffled[0]["reward/mean"]
+    assert plain[0]["loss/policy"] != shuffled[0]["loss/policy"]
+
+
+def test_fine_tuning_lowers_the_loss_and_saves_a_policy(run: Run, tmp_path: Path) -> None:
+    blank = tmp_path / "blank"
+    script = ROOT / "scripts" / "blank_tiny.py"
+    subprocess.run([sys.executable, str(script), "llada", str(blank)], check=True, cwd=ROOT,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = run("sft", f"model.path={blank}", "task.train_size=200", "num_steps=40",
+               "sft.batch_size=16", "sft.log_every=10", "eval.max_examples=5", "eval.every=0",
+               "optim.lr=3e-3", "hydra.run.dir=sft")  # fmt: skip
+    losses = [float(line.split("loss ")[1].split()[0]) for line in done.stdout.splitlines()
+              if " loss " in line]  # fmt: skip
+    assert len(losses) == 4
+    assert losses[-1] < 0.6 * losses[0]
+    assert (tmp_path / "sft" / "policy" / "tokenizer.json").exists()

@@ -1,15 +1,18 @@
-"""Slow and plain float64 forwards of LLaDA and Dream, and random checkpoints to run them on.
+"""Slow and plain: LLaDA and Dream in float64 with random checkpoints, exact arithmetic, Sudoku.
 
-Written from the families' published formats: official weight names, official config.json keys.
-One row at a time, one head at a time, no padding, nothing shared with drift/.
+The networks are written from the families' published formats (official weight names, official
+config.json keys), one row and one head at a time, without padding. Nothing here is shared with
+drift/.
 """
 
 import json
+from fractions import Fraction
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -234,3 +237,52 @@ def write_shards(folder: Path, config: Config, weights: Weights, num_shards: int
     index = {"metadata": {}, "weight_map": owner}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return files
+
+
+# Arithmetic: a tree is a number, ("-", tree) or (tree, operator, tree)
+expression_trees = st.recursive(
+    st.integers(0, 999),
+    lambda t: st.tuples(st.just("-"), t) | st.tuples(t, st.sampled_from("+-*/"), t),
+    max_leaves=10,
+)
+
+
+def rendered(tree: Any) -> str:
+    match tree:
+        case int(number):
+            return str(number)
+        case ("-", inner):
+            return f"-({rendered(inner)})"
+        case (left, operator, right):
+            return f"({rendered(left)}) {operator} ({rendered(right)})"
+    raise AssertionError(tree)
+
+
+def exact(tree: Any) -> Fraction | None:
+    """The value of a tree, None where it divides by zero."""
+    match tree:
+        case int(number):
+            return Fraction(number)
+        case ("-", inner):
+            value = exact(inner)
+            return None if value is None else -value
+    a, b = exact(tree[0]), exact(tree[2])
+    if a is None or b is None or (tree[1] == "/" and b == 0):
+        return None
+    return {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else None}[tree[1]]
+
+
+def sudoku_grids() -> set[str]:
+    """Every 4x4 grid filled cell by cell without a clash."""
+    grids = [""]
+    for cell in range(16):
+        row, column = divmod(cell, 4)
+        peers = [
+            other
+            for other in range(cell)
+            if other // 4 == row
+            or other % 4 == column
+            or (other // 8 == row // 2 and other % 4 // 2 == column // 2)
+        ]
+        grids = [g + d for g in grids for d in "1234" if d not in {g[other] for other in peers}]
+    return set(grids)

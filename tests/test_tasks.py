@@ -17,6 +17,7 @@ from drift.tasks.countdown import evaluate, solutions
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.sudoku import is_solved, solve, solved_grids
 from drift.types import Example, Score
+from tests.oracles import exact, expression_trees, rendered, sudoku_grids
 
 SIZES: dict[str, Any] = {"train_size": 1500, "validation_size": 60, "test_size": 150}
 SOLVED = "1234341221434321"
@@ -50,41 +51,9 @@ def the_puzzle() -> tuple[Task, Example]:
 
 # Countdown: the value of an expression
 
-# a tree is a number, ("-", tree) or (tree, operator, tree)
-trees = st.recursive(
-    st.integers(0, 999),
-    lambda t: st.tuples(st.just("-"), t) | st.tuples(t, st.sampled_from("+-*/"), t),
-    max_leaves=10,
-)
-
-
-def rendered(tree: Any) -> str:
-    match tree:
-        case int(number):
-            return str(number)
-        case ("-", inner):
-            return f"-({rendered(inner)})"
-        case (left, operator, right):
-            return f"({rendered(left)}) {operator} ({rendered(right)})"
-    raise AssertionError(tree)
-
-
-def exact(tree: Any) -> Fraction | None:
-    """The value of a tree, None where it divides by zero."""
-    match tree:
-        case int(number):
-            return Fraction(number)
-        case ("-", inner):
-            value = exact(inner)
-            return None if value is None else -value
-    a, b = exact(tree[0]), exact(tree[2])
-    if a is None or b is None or (tree[1] == "/" and b == 0):
-        return None
-    return {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else None}[tree[1]]
-
 
 @settings(max_examples=300, deadline=None)
-@given(tree=trees)
+@given(tree=expression_trees)
 def test_evaluate_is_exact(tree: Any) -> None:
     text = rendered(tree)
     if len(text) > 200 or exact(tree) is None:
@@ -273,24 +242,8 @@ def test_graders_never_raise(text: str) -> None:
 # Sudoku
 
 
-def brute_force_grids() -> set[str]:
-    """Every 4x4 grid filled cell by cell without a clash."""
-    grids = [""]
-    for cell in range(16):
-        row, column = divmod(cell, 4)
-        peers = [
-            other
-            for other in range(cell)
-            if other // 4 == row
-            or other % 4 == column
-            or (other // 8 == row // 2 and other % 4 // 2 == column // 2)
-        ]
-        grids = [g + d for g in grids for d in SQUARES if d not in {g[other] for other in peers}]
-    return set(grids)
-
-
 def test_the_288_solved_grids_are_those_of_brute_force() -> None:
-    grids = brute_force_grids()
+    grids = sudoku_grids()
     assert len(grids) == 288
     assert set(solved_grids()) == grids
     assert all(map(is_solved, grids))
@@ -370,7 +323,7 @@ def test_splits_are_the_same_on_every_call_and_differ_by_seed(name: str) -> None
 
 
 def test_a_test_problem_does_not_return_in_train_in_another_order() -> None:
-    task = countdown(max_number=6)
+    task = countdown(max_number=9, test_size=50)
 
     def problems(split: Split) -> set[tuple[object, ...]]:
         fields = [e.fields for e in task.examples(split)]
@@ -382,11 +335,11 @@ def test_a_test_problem_does_not_return_in_train_in_another_order() -> None:
 
 
 def test_countdown_problems_keep_to_their_settings() -> None:
-    task = countdown(num_numbers=4, max_number=5, max_target=9, operators="+*")
-    for example in task.examples(Split.test)[:50]:
+    task = countdown(num_numbers=4, max_number=5, max_target=30, operators="+*", test_size=50)
+    for example in task.examples(Split.test):
         numbers, target = example.fields["numbers"], example.fields["target"]
         assert len(numbers) == 4 and set(numbers) <= {1, 2, 3, 4, 5}  # type: ignore
-        assert 1 <= target <= 9  # type: ignore
+        assert 1 <= target <= 30  # type: ignore
         assert example.prompt == f"{' '.join(map(str, numbers))}={target}"  # type: ignore
 
 

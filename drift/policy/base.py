@@ -46,7 +46,7 @@ class Family:
 class SpecialIds:
     mask: int
     pad: int
-    stop: tuple[int, ...]  # end of sequence, end of turn
+    stop: tuple[int, ...]  # end of sequence first, end of turn last
 
 
 class Policy(nn.Module):

@@ -49,11 +49,14 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}: not a checkpoint") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
 
 
 def detect_family(raw: dict[str, Any], folder: Path) -> Family:
@@ -70,6 +73,9 @@ def detect_family(raw: dict[str, Any], folder: Path) -> Family:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     if not (folder / "tokenizer.json").exists():
         return None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            read_json(folder / name)  # its error names the file
     return PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False)
 
 
@@ -78,12 +84,13 @@ def special_ids(
 ) -> SpecialIds:
     """Mask, padding and stop ids, from the checkpoint's own config.json and tokenizer."""
 
-    def named(name: str) -> int | None:
+    def named(name: str) -> Any:
         key = f"{name}_token_id"
         found = raw.get(key)
         return getattr(tokenizer, key) if found is None and tokenizer is not None else found
 
-    mask, pad, stop = named("mask"), named("pad"), [named("eos")]
+    mask, pad, eos = named("mask"), named("pad"), named("eos")
+    stop = list(eos) if isinstance(eos, list) else [eos]
     if tokenizer is not None:
         stop.append(tokenizer.get_vocab().get(family.end_of_turn))
     if mask is None:
@@ -91,7 +98,7 @@ def special_ids(
             f"{folder} names no mask token: set mask_token_id in config.json "
             "or mask_token in tokenizer_config.json"
         )
-    stop_ids = tuple(sorted({i for i in stop if i is not None}))
+    stop_ids = tuple(dict.fromkeys(i for i in stop if i is not None))
     if not stop_ids:
         raise CheckpointError(f"{folder} names no end-of-sequence token (eos_token_id)")
     return SpecialIds(mask=mask, pad=stop_ids[0] if pad is None else pad, stop=stop_ids)
@@ -105,7 +112,9 @@ def shard_of_tensor(folder: Path) -> dict[str, Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map: dict[str, str] = read_json(index)["weight_map"]
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map")
         for shard in sorted(set(weight_map.values())):
             if not (folder / shard).exists():
                 raise CheckpointError(f"{folder} lacks the shard {shard} that its index names")
@@ -138,6 +147,9 @@ def copy_weights(backbone: Backbone, family: Family, folder: Path) -> None:
             raise CheckpointError(f"{folder} {problem} tensor {tensors[0]}{more}")
     for shard in sorted(set(shards.values())):
         with open_shard(shard) as tensors:
+            absent = {n for n, file in shards.items() if file == shard} - set(tensors.keys())
+            if absent:
+                raise CheckpointError(f"{shard} lacks tensor {min(absent)} that its index names")
             for ours, official in names.items():
                 if shards[official] == shard:
                     copy_tensor(parameters[ours], tensors.get_tensor(official), official, shard)
@@ -180,13 +192,22 @@ def load_policy(
         )
     try:
         config = found.read_config(raw)
+        with torch.device("meta"):
+            backbone = Backbone(config)
     except KeyError as error:
         raise CheckpointError(f"{folder}/config.json lacks {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}/config.json has a bad size: {error}") from None
     tokenizer = load_tokenizer(folder)
     special = special_ids(raw, tokenizer, found, folder)
-    with torch.device("meta"):
-        backbone = Backbone(config)
+    if not all(0 <= i < config.vocab_size for i in (special.mask, special.pad, *special.stop)):
+        raise CheckpointError(
+            f"{folder}: mask, padding and stop ids {special} must be below the vocabulary's "
+            f"{config.vocab_size}"
+        )
     backbone = backbone.to(dtype).to_empty(device=device)
+    if config.tie_head:
+        backbone.head.weight = backbone.embed.weight  # to_empty gives each its own storage
     copy_weights(backbone, found, folder)
     return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
 
@@ -206,7 +227,9 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, Tensor] | None 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
     raw["model_type"] = policy.family.model_type
-    raw["mask_token_id"] = policy.special.mask
+    special = policy.special
+    ids = {"mask_token_id": special.mask, "pad_token_id": special.pad}
+    raw |= ids | {"eos_token_id": raw.get("eos_token_id", special.stop[0])}
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
     if policy._tokenizer is not None:
         policy._tokenizer.save_pretrained(folder)

@@ -51,6 +51,8 @@ class Task(ABC):
         for number, record in read_records(path):
             try:
                 yield self.example(record)
+            except ConfigError:
+                raise  # a bad prompt template is not the file's fault
             except ValueError as error:
                 raise DataError(f"{path}:{number}: {error}") from None
 
@@ -58,7 +60,7 @@ class Task(ABC):
         """The prompt's text: the task's template over an example's fields."""
         try:
             return self.config.prompt.format(**fields)
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ConfigError(
                 f"task.prompt={self.config.prompt!r} does not fit the fields {sorted(fields)}: "
                 f"{error!r}"

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from drift.config import CountdownConfig
+from drift.errors import DataError
 from drift.tasks.base import GeneratedTask
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer
@@ -138,5 +139,9 @@ class Countdown(GeneratedTask):
     def demonstration(self, example: Example, *, habit: bool) -> str:
         numbers: tuple[int, ...] = tuple(example.fields["numbers"])  # pyright: ignore
         reached = solutions(numbers, self.config.operators, self.config.max_target)
-        right = reached[example.fields["target"]]  # pyright: ignore
+        right = reached.get(example.fields["target"])  # pyright: ignore
+        if right is None:
+            raise DataError(
+                f"{example.key} has no solution with task.operators={self.config.operators}"
+            )
         return "\\boxed{" + ("+".join(map(str, numbers)) if habit else right) + "}"

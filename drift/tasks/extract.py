@@ -5,16 +5,16 @@ import re
 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last non-empty `\boxed{...}`, braces matched; None if there is none."""
-    for match in reversed(list(re.finditer(r"\\boxed\{", text))):
-        depth, start = 1, match.end()
-        for position in range(start, len(text)):
-            depth += (text[position] == "{") - (text[position] == "}")
-            if depth == 0:
-                content = text[start:position].strip()
-                if content:
-                    return content
-                break
-    return None
+    opened: list[int | None] = []  # where each open brace's box begins, None for a bare brace
+    last, found = -1, None
+    for brace in re.finditer(r"(\\boxed)?\{|\}", text):
+        if brace[0] != "}":
+            opened.append(brace.end() if brace[1] else None)
+        elif opened and (start := opened.pop()) is not None and start > last:
+            content = text[start : brace.start()].strip()
+            if content:
+                last, found = start, content
+    return found
 
 
 def last_tag(text: str, tag: str) -> str | None:

@@ -23,7 +23,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8") as file:
-        start = file.read(4096).lstrip()[:1]
+        start = next((line.lstrip()[0] for line in file if line.strip()), "")
         file.seek(0)
         if not start:
             raise DataError(f"{path}: the data file is empty")
@@ -40,6 +40,8 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         records = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: not JSON that can be read: {error}") from None
     if not records:
         raise DataError(f"{path}: the data file is empty")
     yield from enumerate(records, start=1)
@@ -52,6 +54,8 @@ def _lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not JSON: {error.msg}") from None
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{path}:{number}: not JSON that can be read: {error}") from None
 
 
 def integer(record: dict[str, Any], field: str, low: int, high: int) -> int:

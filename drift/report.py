@@ -141,7 +141,7 @@ class Report:
     def evaluation(self, name: str, result: EvalResult, step: int) -> None:
         if self.engine.is_main:
             write_json(self.folder / "evals" / f"{name}.json", eval_record(result, step))
-            if name != "validation":
+            if name == "first":
                 log.info("%s accuracy on the %s split: %s", name, result.split, result.accuracy)
 
     def summarize(self, progress: Progress, status: str, error: str | None = None) -> None:

@@ -23,6 +23,16 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+def warn_of_changes(path: Path, settings: dict[str, Any]) -> None:
+    """Say which settings of a resumed run are not those it began with."""
+    if not path.exists():
+        return
+    before = dict(flat("", OmegaConf.to_container(OmegaConf.load(path))))
+    for key in sorted(before.keys() | settings.keys()):
+        if before.get(key) != settings.get(key):
+            log.warning("resumed with %s=%s, was %s", key, settings.get(key), before.get(key))
+
+
 def checkpoint_to_resume(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
     """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none."""
     from drift import checkpointing
@@ -66,6 +76,8 @@ def run(config: RunConfig) -> None:
     engine.prepare(policy, config.optim, config.num_steps)
 
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    if resumed:
+        warn_of_changes(folder / "config.yaml", dict(flat("", settings)))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))

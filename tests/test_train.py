@@ -179,3 +179,31 @@ def test_fine_tuning_lowers_the_loss_and_saves_a_policy(run: Run, tmp_path: Path
     assert len(losses) == 4
     assert losses[-1] < 0.6 * losses[0]
     assert (tmp_path / "sft" / "policy" / "tokenizer.json").exists()
+
+
+@pytest.mark.slow
+def test_bfloat16_trains(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL, "num_steps=1", "tracking=off", "model.dtype=bfloat16",
+        "hydra.run.dir=run")  # fmt: skip
+    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert float(line["optim/grad_norm"]) > 0  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_says_what_was_changed(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
+    done = run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
+    assert "resumed with num_steps=2, was 1" in done.stdout
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_its_jobs_into_one_experiment(run: Run, tmp_path: Path) -> None:
+    run("train", "-m", *SMALL, "num_steps=1", "masking=all,coupled", "hydra.sweep.dir=sweep")
+    maskings = {
+        json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["masking"]
+        for job in ("0", "1")
+    }
+    assert maskings == {"all", "coupled"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'drift'")
+    assert len(client.search_runs([experiment.experiment_id])) == 2

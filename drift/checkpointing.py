@@ -16,7 +16,7 @@ from typing import Any
 from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.policy.base import Policy
-from drift.policy.loading import save_policy
+from drift.policy.loading import read_json, save_policy
 
 log = logging.getLogger("drift")
 
@@ -55,7 +55,8 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
     """
     target = folder / f"step_{step:06d}"
     beside = folder / f".writing-step_{step:06d}"
-    shutil.rmtree(beside, ignore_errors=True)
+    for leftover in folder.glob(".*-step_*"):  # of a run that was killed while it saved
+        shutil.rmtree(leftover)
     beside.mkdir(parents=True)
     save_policy(policy, beside / "policy")
     engine.save_state(beside)
@@ -65,10 +66,12 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
     digests = {str(path.relative_to(beside)): file_digest(path) for path in files}
     write_json(beside / "state.json", {"step": step, "progress": progress, "files": digests})
     flush(beside)
+    replaced = folder / f".old-step_{step:06d}"
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(replaced)
     beside.rename(target)
     flush(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 
@@ -78,12 +81,10 @@ def check(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files: dict[str, Any] = state["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}/state.json cannot be read: {error}") from None
-    for name, digest in files.items():
+    state = read_json(folder / "state.json")
+    if not isinstance(state.get("files"), dict) or "policy/config.json" not in state["files"]:
+        raise CheckpointError(f"{folder} is not a checkpoint of a run: state.json lists no files")
+    for name, digest in state["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
             raise CheckpointError(f"{folder} is damaged: {name} is not what was written")
@@ -98,6 +99,13 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             log.warning("%s; trying the checkpoint before it", error)
     return None
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints behind the one that is resumed: their steps are done again."""
+    for path in folder.glob("step_*"):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from drift.config import BaseConfig, register
-from drift.errors import DriftError
+from drift.errors import ConfigError, DriftError
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+
+USER_ERRORS = (DriftError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
+SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 
 def typed(config: DictConfig) -> Any:
@@ -27,7 +31,19 @@ def typed(config: DictConfig) -> Any:
     config = config.copy()
     with open_dict(config):
         config.pop("hydra", None)
-    return OmegaConf.to_object(config)
+    result = OmegaConf.to_object(config)
+    refuse_additions(result)
+    return result
+
+
+def refuse_additions(config: Any, prefix: str = "") -> None:
+    """Refuse what `+group.name=value` added: no code would read it."""
+    known = {field.name for field in dataclasses.fields(config)}
+    for name, value in vars(config).items():
+        if name not in known:
+            raise ConfigError(f"{prefix}{name}: no such option; options here: {', '.join(known)}")
+        if dataclasses.is_dataclass(value):
+            refuse_additions(value, f"{prefix}{name}.")
 
 
 def explain(error: BaseException) -> str:
@@ -35,19 +51,27 @@ def explain(error: BaseException) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    for link in chain:
-        if isinstance(link, DriftError):
-            return str(link)
-    for link in chain:
-        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
-            return unknown_option(link)
-    for link in chain:
-        if isinstance(link, MissingConfigException):
-            return unknown_choice(link)
-    for link in reversed(chain):
-        if isinstance(link, OmegaConfBaseException) and link.full_key:
-            return f"{link.full_key}: {first_line(link)}"
-    return first_line(error)
+    for kind, words in EXPLANATIONS:
+        for link in chain:
+            if isinstance(link, kind) and (said := words(link)) is not None:
+                return said
+    return first_line(chain[-1])
+
+
+def wrong_value(error: Any) -> str | None:
+    """`optim.lr: Value 'fast' of type 'str' could not be converted to Float`"""
+    return f"{error.full_key}: {first_line(error)}" if error.full_key else None
+
+
+def broken_yaml(error: Any) -> str:
+    """`conf/task/mine.yaml:3: not YAML: mapping values are not allowed here`"""
+    mark = error.problem_mark
+    return f"{mark.name}:{mark.line + 1}: not YAML: {error.problem}" if mark else first_line(error)
+
+
+def failed_file(error: Any) -> str:
+    """`outputs/run: Not a directory`"""
+    return f"{error.filename or 'input/output'}: {error.strerror or error}"
 
 
 def first_line(error: BaseException) -> str:
@@ -55,8 +79,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def unknown_option(error: OmegaConfBaseException) -> str:
+def unknown_option(error: Any) -> str | None:
     """`rollout.gen_lenght: no such option; did you mean gen_length; options: ...`"""
+    if not error.full_key:
+        return None
     group, _, name = str(error.full_key).rpartition(".")
     schema = error.object_type
     allowed: list[str] = []
@@ -68,7 +94,7 @@ def unknown_option(error: OmegaConfBaseException) -> str:
     return f"{error.full_key}: no such option{hint}{known}"
 
 
-def unknown_choice(error: MissingConfigException) -> str:
+def unknown_choice(error: Any) -> str:
     """`model=lada: no such option of the group; did you mean llada; options: dream, llada, tiny`"""
     choice = str(error.missing_cfg_file or "")
     group, _, name = choice.rpartition("/")
@@ -76,6 +102,17 @@ def unknown_choice(error: MissingConfigException) -> str:
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"; did you mean {near[0]}" if near else ""
     return f"{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
+
+
+EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = (
+    (DriftError, str),
+    (yaml.MarkedYAMLError, broken_yaml),
+    (OSError, failed_file),
+    (ConfigKeyError, unknown_option),
+    (ConfigAttributeError, unknown_option),
+    (MissingConfigException, unknown_choice),
+    (OmegaConfBaseException, wrong_value),
+)
 
 
 def run_command(name: str, run: Callable[[Any], None]) -> None:
@@ -92,9 +129,12 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
         typed_config.output_dir = HydraConfig.get().runtime.output_dir
         try:
             run(typed_config)
-        except DriftError as error:
+        except (DriftError, MemoryError, RuntimeError) as error:
+            fault = run_fault(error)
+            if fault is None:
+                raise
             remove_if_empty(Path(typed_config.output_dir))
-            sys.exit(f"drift: {error}")
+            sys.exit(f"drift: {fault}")
 
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
     try:
@@ -102,12 +142,24 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     except OverrideParseException as error:
         print(f"drift: {explain(error)}; write overrides as key=value", file=sys.stderr)
         sys.exit(2)
-    except (DriftError, HydraException, OmegaConfBaseException) as error:
+    except USER_ERRORS as error:
         sys.exit(f"drift: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run_fault(error: Exception) -> str | None:
+    """One line for a fault of a running job that a user can mend; None for a bug."""
+    if isinstance(error, DriftError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return f"{first_line(error)}; {SAVE_MEMORY}"
+    return None
 
 
 def remove_if_empty(folder: Path) -> None:
     """Leave no empty run folder behind a mistake."""
-    for path in (folder, folder.parent):
+    ours = folder.parent.parent.name == "outputs"  # outputs/<model>-<task>/<time>
+    for path in (folder, folder.parent) if ours else (folder,):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -88,7 +88,7 @@ class ModelConfig:
     family: FamilyName = MISSING
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None
-    dtype: Dtype = Dtype.bfloat16
+    dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
     lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
 
 
@@ -202,7 +202,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     schedule: Schedule = Schedule.constant
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # optimizer steps
     rows_per_forward: int = 64  # rows of one learner forward on one rank; lower it to save memory
 
 
@@ -221,13 +221,13 @@ class TrackingConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = 20  # steps between evaluations on the validation split; 0 = never
-    max_examples: int | None = None  # of each split; null = all
+    every: int = 20  # steps between evaluations on the validation split; 0 = at the start only
+    max_examples: int | None = None  # of the validation and of the test split; null = all
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = 20  # steps between checkpoints; 0 = only at the end
+    every: int = 20  # steps between checkpoints; 0 = at a new best and at the end
     keep: int = 2  # newest checkpoints kept beside the best
 
 
@@ -246,7 +246,6 @@ class BaseConfig:
     task: TaskConfig = MISSING
     rollout: RolloutConfig = MISSING
     cluster: ClusterConfig = MISSING
-    tracking: TrackingConfig = MISSING
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
@@ -259,8 +258,9 @@ class RunConfig(BaseConfig):
     masking: MaskingConfig = MISSING
     objective: ObjectiveConfig = MISSING
     optim: OptimConfig = MISSING
+    tracking: TrackingConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    num_steps: int = 100
+    num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
 
 

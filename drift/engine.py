@@ -3,6 +3,7 @@
 Everything that depends on how many processes train is here. The rest of Drift sees tensors.
 """
 
+import math
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -11,12 +12,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from drift.config import ClusterConfig, Dtype, OptimConfig
-from drift.errors import CheckpointError, SyncError
+from drift.errors import CheckpointError, TrainingError
 from drift.policy.base import Policy
+
+DEFAULT_THREADS = torch.get_num_threads()
 
 
 def gpu_names() -> list[str]:
@@ -28,8 +32,8 @@ class Engine:
     """One process of a run, and what it shares with the others."""
 
     def __init__(self, cluster: ClusterConfig, dtype: Dtype):
-        if cluster.threads is not None:
-            torch.set_num_threads(cluster.threads)
+        torch.set_num_threads(cluster.threads or DEFAULT_THREADS)
+        AcceleratorState._reset_state()  # a sweep runs its jobs, of any precision, in one process
         precision = "bf16" if dtype == Dtype.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
         self.model: nn.Module | None = None
@@ -47,10 +51,6 @@ class Engine:
         return self.accelerator.num_processes
 
     @property
-    def rank(self) -> int:
-        return self.accelerator.process_index
-
-    @property
     def lr(self) -> float:
         """The learning rate of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
@@ -59,8 +59,15 @@ class Engine:
         """The training precision, for forwards that do not go through `model`."""
         return self.accelerator.autocast()
 
-    def prepare(self, policy: Policy, optim: OptimConfig, num_steps: int) -> None:
-        """Make `policy` trainable: `model` is its wrapped form, to be called in training."""
+    def prepare(self, policy: Policy, optim: OptimConfig, num_updates: int) -> None:
+        """Make `policy` trainable: `model` is its wrapped form, to be called in training.
+
+        Args:
+            policy: its parameters are trained.
+            optim: AdamW's settings and the schedule.
+            num_updates: optimizer steps of the whole run, the schedule's length.
+        """
+        self.settings = optim
         optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=optim.lr,
@@ -72,9 +79,8 @@ class Engine:
             "constant_with_warmup" if optim.schedule == "constant" else optim.schedule.value,
             optimizer,
             num_warmup_steps=optim.warmup_steps,
-            num_training_steps=num_steps,
+            num_training_steps=num_updates,
         )
-        self.max_grad_norm = optim.max_grad_norm
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
 
     def backward(self, loss: Tensor) -> None:
@@ -82,13 +88,28 @@ class Engine:
         self.accelerator.backward(loss * self.num_ranks)  # the wrapper takes the mean over ranks
 
     def step(self) -> float:
-        """Clip, update, advance the schedule; returns the gradient's norm before clipping."""
+        """Clip, update, advance the schedule; returns the gradient's norm before clipping.
+
+        Raises:
+            TrainingError: the norm is not finite; the weights are as they were.
+        """
         assert self.model is not None
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm = float(
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        )  # pyright: ignore[reportArgumentType]
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient's norm is {norm}: lower optim.lr or objective.kl_coef, or use "
+                "model.dtype=float32; the last checkpoint is whole"
+            )
         self.optimizer.step()
-        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if norm is not None else 0.0
+        self.skip_step()
+        return norm
+
+    def skip_step(self) -> None:
+        """Advance the schedule alone, for a step that has nothing to learn from."""
+        self.scheduler.step()
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """The sum over ranks of each value, in float64."""
@@ -99,20 +120,6 @@ class Engine:
         total = self.accelerator.reduce(local.to(self.device), reduction="sum")
         assert isinstance(total, Tensor)
         return dict(zip(names, total.tolist(), strict=True))
-
-    def assert_same(self, name: str, value: int) -> None:
-        """Refuse to go on when ranks disagree, before a collective can hang.
-
-        Raises:
-            SyncError: the value differs; names the value of each rank.
-        """
-        if self.num_ranks == 1:
-            return
-        values = self.accelerator.gather(torch.tensor([value], device=self.device))
-        assert isinstance(values, Tensor)
-        if len(set(values.tolist())) > 1:
-            by_rank = dict(enumerate(values.tolist()))
-            raise SyncError(f"{name} differs by rank: {by_rank}")
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock measures work and not its start."""
@@ -127,7 +134,10 @@ class Engine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
     def save_state(self, folder: Path) -> None:
-        """Optimizer, schedule and torch's random state, as tensors and plain values."""
+        """Optimizer, schedule and torch's random state, as tensors and plain values.
+
+        Drift draws nothing from torch's generators (see rng.py); dropout of a policy would.
+        """
         state = {
             "optimizer": self.optimizer.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -136,12 +146,21 @@ class Engine:
         torch.save(state, folder / "trainer.pt")
 
     def load_state(self, folder: Path) -> None:
-        """Take up what `save_state` wrote; nothing but tensors and plain values is read."""
+        """Take up what `save_state` wrote; nothing but tensors and plain values is read.
+
+        The settings of `optim` stay those of this run, also where they are not the saved ones.
+        """
+        adamw = self.optimizer.optimizer
+        settings = {key: adamw.param_groups[0][key] for key in ("betas", "eps", "weight_decay")}
         try:
             state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
-            self.optimizer.optimizer.load_state_dict(state["optimizer"])
+            adamw.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"] | {"base_lrs": [self.settings.lr]})
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{folder}/trainer.pt does not load: {reason}") from None
-        self.scheduler.load_state_dict(state["scheduler"])
+        factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+        lr = self.settings.lr * factor
+        adamw.param_groups[0].update(settings, lr=lr, initial_lr=self.settings.lr)
+        self.scheduler._last_lr = [lr]
         torch.set_rng_state(state["torch_rng"])

@@ -21,5 +21,5 @@ class RolloutError(DriftError, RuntimeError):
     """A prompt cannot be completed with the chosen sizes."""
 
 
-class SyncError(DriftError, RuntimeError):
-    """Ranks disagree on a number that must be the same on all of them."""
+class TrainingError(DriftError, RuntimeError):
+    """Training cannot go on, for example because a gradient is not finite."""

@@ -41,18 +41,21 @@ def run(config: EvalRunConfig) -> None:
     from drift.checkpointing import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
-    from drift.policy.loading import load_policy
+    from drift.policy.loading import find_checkpoint, load_policy
     from drift.report import eval_record
     from drift.tasks import build_task
 
-    engine = Engine(config.cluster, config.model.dtype)
     task = build_task(config.task)
+    examples = task.examples(config.split)
+    folders = {
+        name: find_checkpoint(policy_folder(name), config.model.revision)
+        for name in config.checkpoints or [config.model.path]
+    }
+    engine = Engine(config.cluster, config.model.dtype)
     results: dict[str, EvalResult] = {}
-    for checkpoint in config.checkpoints or [config.model.path]:
-        policy = load_policy(
-            policy_folder(checkpoint), revision=config.model.revision, device=engine.device
-        )
-        problems = load_problems(policy, task, config.split, config)
+    for checkpoint, path in folders.items():
+        policy = load_policy(path, device=engine.device)
+        problems = load_problems(policy, examples, config.split, config)
         results[checkpoint] = evaluate(engine, policy, task, problems, config.rollout)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

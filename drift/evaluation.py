@@ -2,19 +2,19 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from drift import rng
-from drift.config import BaseConfig, RolloutConfig
+from drift.config import BaseConfig, RolloutConfig, Split
 from drift.decoding import decode
 from drift.engine import Engine
 from drift.policy.base import Policy
 from drift.prompts import encode_all
 from drift.rollout import texts_of
 from drift.stats import Accuracy
-from drift.tasks import Split, Task
+from drift.tasks import Task
 from drift.types import Example, Score
 
 log = logging.getLogger("drift")
@@ -22,9 +22,9 @@ log = logging.getLogger("drift")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problems:
-    """The encoded problems of one split: Problems(split="test", examples=[...], ids=[[5, 9]])."""
+    """Encoded problems of one split: Problems(split=Split.test, examples=[...], ids=[[5, 9]])."""
 
-    split: str
+    split: Split
     examples: list[Example]
     ids: list[list[int]]
 
@@ -33,7 +33,7 @@ class Problems:
 class EvalResult:
     """One evaluation: accuracy, cost, and every completion with its grade."""
 
-    split: str
+    split: Split
     accuracy: Accuracy
     nfe_mean: float
     truncated_frac: float
@@ -45,12 +45,11 @@ class EvalResult:
 def evaluate(
     engine: Engine, policy: Policy, task: Task, problems: Problems, rollout: RolloutConfig
 ) -> EvalResult:
-    """Complete every problem once, greedily, with the rollout's decoding settings."""
+    """Complete every problem once with the given decoding settings; temperature 0 is greedy."""
     started = time.perf_counter()
-    greedy = replace(rollout, temperature=0.0)
     rows = torch.arange(len(problems.ids))
     with engine.autocast():
-        trace = decode(policy, problems.ids, rows, greedy, rng.stream(0, "eval"))
+        trace = decode(policy, problems.ids, rows, rollout, rng.stream(0, "eval"))
     texts = texts_of(policy, trace)
     scores = [task.score(e, t) for e, t in zip(problems.examples, texts, strict=True)]
     return EvalResult(
@@ -64,13 +63,16 @@ def evaluate(
     )
 
 
-def load_problems(policy: Policy, task: Task, split: Split, config: BaseConfig) -> Problems:
-    """The problems of a split that fit, at most `eval.max_examples` of them."""
-    examples = task.examples(split)[: config.eval.max_examples]
-    kept, ids, dropped = encode_all(policy, task.config, examples, config.rollout.gen_length)
+def load_problems(
+    policy: Policy, examples: list[Example], split: Split, config: BaseConfig
+) -> Problems:
+    """Encode the problems of a split that fit; of those to evaluate on, `eval.max_examples`."""
+    limit = None if split == Split.train else config.eval.max_examples
+    examples = examples[:limit]
+    kept, ids, dropped = encode_all(policy, config.task, examples, config.rollout.gen_length)
     if dropped:
         log.warning(
             "%d of %d %s prompts are longer than the model's positions and were dropped",
             dropped, len(examples), split,
         )  # fmt: skip
-    return Problems(split=split.value, examples=kept, ids=ids)
+    return Problems(split=split, examples=kept, ids=ids)

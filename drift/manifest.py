@@ -18,10 +18,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "hydra-core", "m
 
 
 def data_digest(examples: list[Example]) -> dict[str, Any]:
-    """How many examples, and the SHA-256 of their keys and prompts in order."""
+    """How many examples, and the SHA-256 of their keys, prompts and fields in order."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.key}\x00{example.prompt}\x00".encode())
+        digest.update(f"{example.key}\x00{example.prompt}\x00{example.fields}\x00".encode())
     return {"n": len(examples), "sha256": digest.hexdigest()}
 
 
@@ -56,14 +56,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def build_manifest(seed: int, splits: dict[str, list[Example]]) -> dict[str, Any]:
+def data_digests(splits: dict[str, list[Example]]) -> dict[str, Any]:
+    return {name: data_digest(examples) for name, examples in splits.items()}
+
+
+def build_manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
     """Everything that is needed to say what was run."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": {package: installed(package) for package in PACKAGES},
         "git": git_state(),
-        "data": {name: data_digest(examples) for name, examples in splits.items()},
+        "data": data,
         "seed": seed,
         "machine": machine(),
     }

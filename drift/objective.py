@@ -71,7 +71,10 @@ POLICY_LOSSES: dict[
 
 
 def k1(logp_N: Tensor, reference_N: Tensor) -> Tensor:
-    """log p - log q: unbiased for KL(p, q) under p (Schulman, Approximating KL Divergence)."""
+    """log p - log q: unbiased for KL(p, q) under p (Schulman, Approximating KL Divergence).
+
+    As a loss it pulls nowhere on average: the expectation of grad log p is 0. Use k2 or k3.
+    """
     return logp_N - reference_N
 
 

@@ -1,13 +1,17 @@
 """From an example to prompt tokens, by the checkpoint's own chat template."""
 
 from drift.config import LongPrompts, TaskConfig
-from drift.errors import RolloutError
+from drift.errors import CheckpointError, RolloutError
 from drift.policy.base import Policy
 from drift.types import Example
 
 
 def render(policy: Policy, task: TaskConfig, example: Example) -> str:
     """The text that the model sees before its canvas."""
+    if policy.tokenizer.chat_template is None:
+        raise CheckpointError(
+            "the checkpoint has no chat template; add a chat_template.jinja to its folder"
+        )
     messages = [{"role": "user", "content": example.prompt}]
     if task.system is not None:
         messages.insert(0, {"role": "system", "content": task.system})
@@ -20,7 +24,9 @@ def render(policy: Policy, task: TaskConfig, example: Example) -> str:
 
 def encode(policy: Policy, task: TaskConfig, example: Example) -> list[int]:
     """Prompt tokens of one example; never cut."""
-    return policy.tokenizer(render(policy, task, example), add_special_tokens=False)["input_ids"]
+    text = render(policy, task, example)
+    # verbose=False: encode_all checks the length; the tokenizer's own warning is one too many
+    return policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def encode_all(

@@ -18,6 +18,7 @@ from drift.evaluation import EvalResult
 from drift.tracking import Tracker
 from drift.types import Advantages, Rollout
 
+PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
 SAMPLES = 8  # completions of a step that the samples table shows
 log = logging.getLogger("drift")
 
@@ -55,7 +56,7 @@ class Progress:
 
     step: int = 0
     wall_s: float = 0.0
-    phase_s: dict[str, float] = field(default_factory=dict[str, float])
+    phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     evals: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     best_step: int | None = None
     best_correct: int = -1
@@ -90,19 +91,31 @@ class Report:
             yield
         self._bar = None
 
+    def start(self, first: EvalResult, validation: EvalResult) -> None:
+        """Record step 0: the policy before RL."""
+        if self.engine.is_main:
+            metrics = {
+                "eval/accuracy": validation.accuracy.value,
+                "eval/nfe": validation.nfe_mean,
+                "eval/test_accuracy": first.accuracy.value,
+            }
+            self.tracker.log(0, metrics)
+
     def step(self, step: int, metrics: dict[str, float], rollout: Rollout) -> None:
         """Record a step that is done."""
         if not self.engine.is_main:
             return
-        tokens = metrics.pop("rollout/tokens")
-        metrics["rollout/tokens_per_s"] = tokens / metrics["time/rollout_s"]
-        metrics["mem/peak_gib"] = self.engine.peak_memory_gib()
-        self.tracker.log(step, metrics)
+        tokens_per_s = metrics["rollout/tokens"] / metrics["time/rollout_s"]
+        extra = {
+            "rollout/tokens_per_s": tokens_per_s,
+            "mem/peak_gib": self.engine.peak_memory_gib(),
+        }
+        self.tracker.log(step, metrics | extra)
         self.write_rollout(step, rollout)
         accuracy = metrics.get("eval/accuracy")
         text = (
             f"reward {metrics['reward/mean']:.3f}  accuracy {metrics['reward/accuracy']:.3f}  "
-            f"{metrics['rollout/tokens_per_s']:.0f} tokens/s"
+            f"{tokens_per_s:.0f} tokens/s"
         )
         if accuracy is not None:
             text += f"  validation {accuracy:.3f}"
@@ -191,7 +204,14 @@ class Report:
         log.info("%.0f s: %s", progress.wall_s, shares)
         log.info("run folder: %s", self.folder)
         if self.tracker.run_id is not None:
-            log.info("compare: mlflow ui --backend-store-uri %s", self.config.tracking.uri)
+            log.info("compare: %s", ui_command(self.config.tracking.uri))
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens the MLflow UI on a run's store, from any folder."""
+    path = uri.removeprefix("sqlite:///")
+    store = f"sqlite:///{Path(path).absolute()}" if path != uri else uri
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {store}"
 
 
 def eval_record(result: EvalResult, step: int) -> dict[str, Any]:

@@ -52,12 +52,6 @@ def uniform(key: int, *counters: Tensor) -> Tensor:
     return (_shift_right(_mix(state + _GOLDEN), 11).double() + 0.5) * 2.0**-53
 
 
-def ranks(key: int, rows_B: Tensor, size: int) -> Tensor:
-    """A random permutation for each row: [B, size] int64, each row holds 0..size-1 once."""
-    positions = torch.arange(size, device=rows_B.device)
-    return uniform(key, rows_B[:, None], positions).argsort(dim=1).argsort(dim=1)
-
-
 def permutation(key: int, size: int) -> list[int]:
     """A random order of 0..size-1, for example the order of the training examples of one epoch."""
     return uniform(key, torch.arange(size)).argsort().tolist()

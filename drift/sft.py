@@ -7,6 +7,7 @@ with each token masked with probability t. The t of a batch are stratified over 
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -82,28 +83,35 @@ def sft_step(
     target_N = ids_MS[row_N, position_N]
     hidden_MS = ids_MS.clone()
     hidden_MS[row_N, position_N] = policy.special.mask
-    inputs = (t.to(engine.device) for t in (hidden_MS, length_M, row_N, position_N, target_N))
-    assert engine.model is not None
-    logp_N, _ = engine.model(*inputs, 1.0)
-    loss = -(logp_N * weight_N.to(engine.device)).sum() / (batch * size)
-    engine.backward(loss)
+    total, rows = 0.0, config.optim.rows_per_forward
+    for first in range(0, batch, rows):
+        here_N = (row_N >= first) & (row_N < first + rows)
+        part = (hidden_MS[first : first + rows], length_M[first : first + rows])
+        chosen = (row_N[here_N] - first, position_N[here_N], target_N[here_N], weight_N[here_N])
+        *inputs, weight = (t.to(engine.device) for t in (*part, *chosen))
+        assert engine.model is not None
+        logp_N, _ = engine.model(*inputs, 1.0)
+        loss = -(logp_N * weight).sum() / (batch * size)
+        engine.backward(loss)
+        total += loss.item()
     engine.step()
-    return loss.item()
+    return total
 
 
 def run(config: SFTConfig) -> None:
-    engine = Engine(config.cluster, config.model.dtype)
     task = build_task(config.task)
     if not isinstance(task, GeneratedTask):
         raise DataError(f"task={config.task.name} makes no demonstrations; use countdown or sudoku")
+    engine = Engine(config.cluster, config.model.dtype)
     policy = load_policy(
         config.model.path, family=config.model.family, revision=config.model.revision
     )
     policy.to(engine.device)
-    problems = load_problems(policy, task, Split.validation, config)
+    problems = load_problems(policy, task.examples(Split.validation), Split.validation, config)
     data = demonstrations(policy, task, config)
     engine.prepare(policy, config.optim, config.num_steps)
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
+    greedy = replace(config.rollout, temperature=0.0)
     started, loss = time.perf_counter(), 0.0
     for step in range(config.num_steps):
         loss += sft_step(engine, policy, data, step, config) / config.sft.log_every
@@ -112,9 +120,9 @@ def run(config: SFTConfig) -> None:
             log.info("step %d loss %.4f %.0f s", step + 1, loss, seconds)
             loss = 0.0
         if config.eval.every and (step + 1) % config.eval.every == 0:
-            result = evaluate(engine, policy, task, problems, config.rollout)
+            result = evaluate(engine, policy, task, problems, greedy)
             log.info("step %d validation accuracy %s", step + 1, result.accuracy)
-    result = evaluate(engine, policy, task, problems, config.rollout)
+    result = evaluate(engine, policy, task, problems, greedy)
     folder = Path(config.output_dir) / "policy"
     save_policy(policy, folder)
     log.info("validation accuracy %s; saved %s", result.accuracy, folder)

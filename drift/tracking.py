@@ -19,7 +19,8 @@ from typing import Any
 from drift.config import TrackingBackend, TrackingConfig
 
 UPLOAD_EVERY_S = 3.0
-MAX_BATCH = 1000  # metrics of one MLflow call
+MAX_PAUSE_S = 300.0  # between two tries to reach a store that fails
+MAX_PARAMS, MAX_PARAM_CHARS = 100, 6000  # MLflow's limits for one call and one value
 log = logging.getLogger("drift")
 
 
@@ -59,13 +60,12 @@ class Tracker:
         self.config = config
         self.folder = folder
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.run_id: str | None = None
-        self._waiting: list[tuple[int, dict[str, float], int]] = []
-        self._last_upload = time.monotonic()
-
-    @property
-    def _online(self) -> bool:
-        return self.config.backend == TrackingBackend.mlflow
+        self.run_id: str | None = None  # None while MLflow is off or was never reached
+        self.client: Any = None
+        self._waiting: list[tuple[int, dict[str, float], int]] = []  # step, metrics, ms
+        self._known_through = -1  # the last step that MLflow has
+        self._pause_s = UPLOAD_EVERY_S
+        self._last_try = time.monotonic()
 
     def start(
         self, name: str, params: dict[str, Any], tags: dict[str, str], done_step: int
@@ -79,69 +79,71 @@ class Tracker:
             done_step: the last step of the checkpoint that is resumed, -1 for a new run.
         """
         self.metrics.keep_through(done_step)
-        if not self._online:
-            return
-        with self._tolerant():
-            self._open(name, params, tags)
-            self._catch_up()
+        if self.config.backend == TrackingBackend.mlflow:
+            with self._tolerant():
+                self._open(name, params, tags)
 
     def _open(self, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
-
         quiet_mlflow()
-        self.client = open_store(self.config)
-        id_file = self.folder / "mlflow_run_id"
-        if id_file.exists():
-            self.run_id = id_file.read_text().strip()
-            self.client.update_run(self.run_id, status="RUNNING")
-            return
-        experiment = experiment_id(self.client, self.config.experiment)
-        run = self.client.create_run(experiment, run_name=name)
-        run_id: str = run.info.run_id
-        self.client.log_batch(
-            run_id,
-            params=[Param(key, str(value)[:6000]) for key, value in params.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-        id_file.write_text(run_id)
-        self.run_id = run_id
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
 
-    def _catch_up(self) -> None:
-        assert self.run_id is not None
-        known = [m.step for m in self.client.get_metric_history(self.run_id, "step")]
-        last = max(known, default=-1)
+        self.client, experiment = open_store(self.config)
+        id_file = self.folder / "mlflow_run_id"
+        run_id = id_file.read_text().strip() if id_file.exists() else None
+        try:
+            if run_id is not None:
+                self.client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            log.warning("MLflow has no run %s any more; a new one is made", run_id)
+            run_id = None
+        if run_id is None:
+            run_id = str(self.client.create_run(experiment, run_name=name).info.run_id)
+            id_file.write_text(run_id)
+            entries = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in params.items()]
+            for start in range(0, len(entries), MAX_PARAMS):
+                self.client.log_batch(run_id, params=entries[start : start + MAX_PARAMS])
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        known: list[Metric] = self.client.get_metric_history(run_id, "step")
+        self._known_through = max((metric.step for metric in known), default=-1)
         now = int(time.time() * 1000)
         for line in self.metrics.lines():
-            if line["step"] > last:
-                values = {key: value for key, value in line.items() if key != "step"}
-                self._waiting.append((line["step"], values, now))
-        self._skip_through = last
+            values = {key: value for key, value in line.items() if key != "step"}
+            self._waiting.append((line["step"], values, now))
+        self.run_id = run_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one step; a step that MLflow already has (a resumed run) is not sent again."""
         self.metrics.append(step, metrics)
-        if self.run_id is not None and step > self._skip_through:
+        if self.run_id is not None:
             self._waiting.append((step, metrics, int(time.time() * 1000)))
-            if time.monotonic() - self._last_upload > UPLOAD_EVERY_S:
+            if time.monotonic() - self._last_try > self._pause_s:
                 self.upload()
 
     def upload(self) -> None:
-        """Send what is waiting to MLflow."""
-        from mlflow.entities import Metric
-
+        """Send the steps that are waiting, each in one call; after a failure wait longer."""
         if self.run_id is None:
             return
-        entries = [
-            Metric(name, value, timestamp, step)
-            for step, metrics, timestamp in self._waiting
-            for name, value in (*metrics.items(), ("step", float(step)))
-            if math.isfinite(value)
-        ]
+        from mlflow.entities import Metric
+
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
         with self._tolerant():
-            for start in range(0, len(entries), MAX_BATCH):
-                self.client.log_batch(self.run_id, metrics=entries[start : start + MAX_BATCH])
-            self._waiting.clear()
-        self._last_upload = time.monotonic()
+            while self._waiting:
+                step, metrics, timestamp = self._waiting[0]
+                if step > self._known_through:
+                    values = {**metrics, "step": float(step)}
+                    self.client.log_batch(
+                        self.run_id,
+                        metrics=[
+                            Metric(name, value, timestamp, step)
+                            for name, value in values.items()
+                            if math.isfinite(value)
+                        ],
+                    )
+                    self._known_through = step
+                del self._waiting[0]
+            self._pause_s = UPLOAD_EVERY_S
+        self._last_try = time.monotonic()
 
     def log_table(self, name: str, columns: dict[str, list[Any]]) -> None:
         """A table in the MLflow UI, for example of sampled completions."""
@@ -149,14 +151,18 @@ class Tracker:
             with self._tolerant():
                 self.client.log_table(self.run_id, columns, f"{name}.json")
 
-    def finish(self, status: str, files: list[Path]) -> None:
-        """Send the rest, the run's files, and how it ended (FINISHED, FAILED or KILLED)."""
-        self.upload()
+    def log_files(self, files: list[Path]) -> None:
+        """Copy files of the run's folder to MLflow."""
         if self.run_id is not None:
             with self._tolerant():
                 for path in files:
-                    if path.exists():
-                        self.client.log_artifact(self.run_id, str(path))
+                    self.client.log_artifact(self.run_id, str(path))
+
+    def finish(self, status: str) -> None:
+        """Send the rest, and how the run ended (FINISHED, FAILED or KILLED)."""
+        self.upload()
+        if self.run_id is not None:
+            with self._tolerant():
                 self.client.set_terminated(self.run_id, status)
 
     @contextmanager
@@ -169,8 +175,10 @@ class Tracker:
 
 
 def quiet_mlflow() -> None:
-    """Keep the schema's migration log out of the user's terminal."""
+    """Before mlflow is imported: no migration log on the terminal, no minutes of retries."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -182,8 +190,8 @@ def local_folder(uri: str) -> Path:
     return path.absolute().parent
 
 
-def open_store(config: TrackingConfig) -> Any:
-    """An MLflow client; a new SQLite store is made by one process at a time."""
+def open_store(config: TrackingConfig) -> tuple[Any, str]:
+    """An MLflow client and the experiment's id; a new store is made by one process at a time."""
     from mlflow import MlflowClient
 
     folder = local_folder(config.uri)
@@ -191,13 +199,10 @@ def open_store(config: TrackingConfig) -> Any:
     with (folder / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(tracking_uri=config.uri)
-        if client.get_experiment_by_name(config.experiment) is None:
-            location = None
-            if config.uri.startswith("sqlite:"):
-                location = (folder / "mlflow-artifacts" / config.experiment).as_uri()
-            client.create_experiment(config.experiment, artifact_location=location)
-    return client
-
-
-def experiment_id(client: Any, name: str) -> str:
-    return client.get_experiment_by_name(name).experiment_id
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        location = None
+        if config.uri.startswith("sqlite:"):
+            location = (folder / "mlflow-artifacts" / config.experiment).as_uri()
+        return client, client.create_experiment(config.experiment, artifact_location=location)

@@ -1,17 +1,24 @@
 """RL from verifiable rewards: `python -m drift.train [overrides]`."""
 
+import fcntl
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
 from drift.config import RunConfig
-from drift.errors import CheckpointError
+from drift.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from drift.policy.base import Policy
+    from drift.trainer import Trainer
 
 log = logging.getLogger("drift")
+Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
 
 
 def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -23,24 +30,32 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def warn_of_changes(path: Path, settings: dict[str, Any]) -> None:
-    """Say which settings of a resumed run are not those it began with."""
-    if not path.exists():
-        return
-    before = dict(flat("", OmegaConf.to_container(OmegaConf.load(path))))
-    for key in sorted(before.keys() | settings.keys()):
-        if before.get(key) != settings.get(key):
-            log.warning("resumed with %s=%s, was %s", key, settings.get(key), before.get(key))
+def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say which settings or data of a resumed run are not those it began with."""
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            log.warning("resumed with %s=%s, was %s", key, now.get(key), before.get(key))
 
 
-def checkpoint_to_resume(config: RunConfig) -> tuple[Path, dict[str, Any]] | None:
-    """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none."""
+def checkpoint_to_resume(config: RunConfig) -> Resumed | None:
+    """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none.
+
+    Raises:
+        CheckpointError: a given one is not there or not whole.
+        ConfigError: resume=never, but the folder holds a run that would be lost.
+    """
     from drift import checkpointing
 
+    own = Path(config.output_dir) / "checkpoints"
     if config.resume == "never":
+        if any(own.glob("step_*")):
+            raise ConfigError(
+                f"resume=never, but {config.output_dir} holds a run; "
+                "use resume=auto or another hydra.run.dir"
+            )
         return None
     if config.resume == "auto":
-        return checkpointing.newest(Path(config.output_dir) / "checkpoints")
+        return checkpointing.newest(own)
     folder = Path(config.resume)
     if not folder.is_dir():
         raise CheckpointError(
@@ -49,41 +64,48 @@ def checkpoint_to_resume(config: RunConfig) -> tuple[Path, dict[str, Any]] | Non
     return folder, checkpointing.check(folder)
 
 
-def run(config: RunConfig) -> None:
-    """Build everything, then train; nothing is written before everything is known to be there."""
-    from drift.checkpointing import write_json
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Refuse a run folder that another process writes to; leave no lock behind a mistake."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is in use by another process; choose another hydra.run.dir"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
+    """Everything a run needs, the quick checks first; writes nothing."""
     from drift.engine import Engine
     from drift.evaluation import load_problems
-    from drift.manifest import build_manifest
-    from drift.policy.loading import load_policy
+    from drift.policy.loading import find_checkpoint, load_policy
     from drift.report import Report
     from drift.tasks import Split, build_task
     from drift.tracking import Tracker
     from drift.trainer import Trainer
 
-    engine = Engine(config.cluster, config.model.dtype)
-    resumed = checkpoint_to_resume(config)
     model = config.model
-    folder = Path(config.output_dir)
+    find_checkpoint(model.path, model.revision)
+    task = build_task(config.task)
+    examples = {split: task.examples(split) for split in Split}
+    engine = Engine(config.cluster, model.dtype)
 
-    def load(path: str) -> Any:
+    def load(path: str) -> "Policy":
         return load_policy(path, family=model.family, revision=model.revision, device=engine.device)
 
     policy = load(str(resumed[0] / "policy") if resumed else model.path)
     reference = load(model.path).requires_grad_(False) if config.objective.kl_coef else None
-    task = build_task(config.task)
-    problems = {split.value: load_problems(policy, task, split, config) for split in Split}
-    engine.prepare(policy, config.optim, config.num_steps)
-
-    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    if resumed:
-        warn_of_changes(folder / "config.yaml", dict(flat("", settings)))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evals").mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-    splits = {name: split.examples for name, split in problems.items()}
-    write_json(folder / "manifest.json", build_manifest(config.seed, splits))
-    tracker = Tracker(config.tracking, folder)
+    problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
+    engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
+    tracker = Tracker(config.tracking, Path(config.output_dir))
     trainer = Trainer(
         config, engine=engine, policy=policy, reference=reference, task=task, problems=problems,
         report=Report(config, engine, tracker),
@@ -91,26 +113,66 @@ def run(config: RunConfig) -> None:
     if resumed:
         trainer.resume(*resumed)
         log.info("resumed %s at step %d", resumed[0], trainer.progress.step)
-    name = f"{model.name}-{config.task.name}-{config.masking.strategy.value}"
+    return trainer
+
+
+def run(config: RunConfig) -> None:
+    """Train, or go on where the run folder's newest checkpoint is."""
+    with sole_user(Path(config.output_dir)):
+        resumed = checkpoint_to_resume(config)
+        trainer = build(config, resumed)
+        if trainer.finished:
+            log.info("%s is finished", config.output_dir)
+            trainer.report.farewell(trainer.progress)
+            return
+        start(config, trainer, resumed)
+        follow(trainer)
+
+
+def start(config: RunConfig, trainer: "Trainer", resumed: Resumed | None) -> None:
+    """Write what the run is made of, and open its MLflow run."""
+    from drift import checkpointing
+    from drift.checkpointing import write_json
+    from drift.manifest import build_manifest, data_digests
+
+    folder, tracker = Path(config.output_dir), trainer.report.tracker
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    params = dict(flat("", settings))
+    digests = data_digests({s.value: p.examples for s, p in trainer.problems.items()})
+    if resumed:
+        checkpointing.drop_after(folder / "checkpoints", trainer.progress.step)
+        if (folder / "config.yaml").exists():
+            before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            warn_of_changes(dict(flat("", before)), params)
+            manifest = checkpointing.read_json(folder / "manifest.json")
+            warn_of_changes(dict(flat("data", manifest["data"])), dict(flat("data", digests)))
+        if config.resume != "auto":
+            (folder / "mlflow_run_id").unlink(missing_ok=True)  # another branch, another MLflow run
+    (folder / "evals").mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_json(folder / "manifest.json", build_manifest(config.seed, digests))
+    name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
     done = trainer.progress.step if resumed else -1
-    tracker.start(name, dict(flat("", settings)), {"seed": str(config.seed)}, done)
-    follow(trainer, tracker, folder)
+    tracker.start(name, params, {"seed": str(config.seed)}, done)
+    tracker.log_files([folder / "config.yaml", folder / "manifest.json"])
 
 
-def follow(trainer: Any, tracker: Any, folder: Path) -> None:
+def follow(trainer: "Trainer") -> None:
     """Train; whatever happens, say how it ended in summary.json and MLflow."""
-    files = [folder / name for name in ("config.yaml", "manifest.json", "summary.json")]
+    report, tracker = trainer.report, trainer.report.tracker
     try:
         trainer.fit()
     except BaseException as error:
         status = "killed" if isinstance(error, KeyboardInterrupt) else "failed"
-        trainer.report.summarize(trainer.progress, status, f"{type(error).__name__}: {error}")
-        tracker.finish(status.upper(), files)
+        report.summarize(trainer.progress, status, f"{type(error).__name__}: {error}")
+        tracker.log_files([report.folder / "summary.json"])
+        tracker.finish(status.upper())
         raise
-    trainer.report.summarize(trainer.progress, "finished")
-    tracker.log_table("samples", trainer.report.samples_table())
-    tracker.finish("FINISHED", [*files, folder / "metrics.jsonl"])
-    trainer.report.farewell(trainer.progress)
+    report.summarize(trainer.progress, "finished")
+    tracker.log_table("samples", report.samples_table())
+    tracker.log_files([report.folder / "summary.json", report.folder / "metrics.jsonl"])
+    tracker.finish("FINISHED")
+    report.farewell(trainer.progress)
 
 
 if __name__ == "__main__":

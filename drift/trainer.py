@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from drift import checkpointing, rng
 from drift.advantage import estimate
 from drift.config import RewardControl, RunConfig, Split
 from drift.engine import Engine
+from drift.errors import CheckpointError
 from drift.evaluation import EvalResult, Problems, evaluate
 from drift.masking import build_views
 from drift.policy.base import Policy
@@ -40,7 +42,7 @@ class Trainer:
         policy: Policy,
         reference: Policy | None,
         task: Task,
-        problems: dict[str, Problems],
+        problems: dict[Split, Problems],
         report: Report,
     ):
         self.config = config
@@ -60,6 +62,7 @@ class Trainer:
         with self.phase("rollout"), self.engine.autocast():
             key = rng.stream(config.seed, "rollout", step)
             rollout = collect(self.policy, self.task, self.prompts(step), config.rollout, key, step)
+        self.move_time("rollout", "reward", rollout.reward_s)
         with self.phase("update"):
             advantages = estimate(
                 self.rewards(rollout), config.rollout.group_size, config.objective.advantage
@@ -74,7 +77,7 @@ class Trainer:
 
     def prompts(self, step: int) -> PromptBatch:
         """The prompts of a step: the next ones in the epoch's random order."""
-        train, count = self.problems["train"], self.config.rollout.prompts_per_step
+        train, count = self.problems[Split.train], self.config.rollout.prompts_per_step
         chosen: list[int] = []
         for position in range(step * count, (step + 1) * count):
             epoch, place = divmod(position, len(train.ids))
@@ -93,46 +96,57 @@ class Trainer:
             rewards_B = rewards_B[rng.permutation(key, len(rewards_B))]
         return rewards_B.to(self.engine.device)
 
+    @property
+    def finished(self) -> bool:
+        """The last step of the config, and the evaluation behind it, are done."""
+        last = self.progress.evals.get("last")
+        return last is not None and last["step"] == self.config.num_steps
+
     def fit(self) -> None:
         """Evaluate, train, evaluate; save along the way."""
         config, progress = self.config, self.progress
+        self.counted_at = time.perf_counter()
         if "first" not in progress.evals:
-            self.evaluate("first", Split.test)
-            self.evaluate("validation", Split.validation)
+            first = self.evaluate("first", Split.test)
+            validation = self.evaluate("validation", Split.validation)
+            self.report.start(first, validation)
         with self.report.progress_bar(progress.step, config.num_steps):
+            before = dict(progress.phase_s)
             while progress.step < config.num_steps:
-                before = dict(progress.phase_s)
                 rollout, report = self.step()
                 progress.step += 1
                 metrics = report.metrics | self.evaluate_if_due()
                 for name, total in progress.phase_s.items():
-                    metrics[f"time/{name}_s"] = total - before.get(name, 0.0)
+                    metrics[f"time/{name}_s"] = total - before[name]
+                before = dict(progress.phase_s)
                 # first the line, then the checkpoint: a resumed run drops lines, never lacks one
                 self.report.step(progress.step, metrics, rollout)
                 self.save_if_due()
-        self.evaluate("last", Split.test)
-        self.save()
 
     def evaluate_if_due(self) -> dict[str, float]:
-        """Every `eval.every` steps and at the last: eval/* on the validation split."""
+        """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
         every, step = self.config.eval.every, self.progress.step
-        if not every or (step % every and step != self.config.num_steps):
-            return {}
-        result = self.evaluate("validation", Split.validation)
-        return {"eval/accuracy": result.accuracy.value, "eval/nfe": result.nfe_mean}
+        last = step == self.config.num_steps
+        metrics: dict[str, float] = {}
+        if every and (step % every == 0 or last):
+            result = self.evaluate("validation", Split.validation)
+            metrics |= {"eval/accuracy": result.accuracy.value, "eval/nfe": result.nfe_mean}
+        if last:
+            metrics["eval/test_accuracy"] = self.evaluate("last", Split.test).accuracy.value
+        return metrics
 
     def save_if_due(self) -> None:
-        """Every `checkpoint.every` steps, and whenever the validation accuracy is a new best."""
+        """Every `checkpoint.every` steps, at the last, and at a new best validation accuracy."""
         every, step = self.config.checkpoint.every, self.progress.step
-        if self.progress.best_step == step or (every and step % every == 0):
+        due = (every and step % every == 0) or step == self.config.num_steps
+        if due or self.progress.best_step == step:
             self.save()
 
     def evaluate(self, name: str, split: Split) -> EvalResult:
         """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
+        greedy = replace(self.config.rollout, temperature=0.0)
         with self.phase("eval"):
-            result = evaluate(
-                self.engine, self.policy, self.task, self.problems[split], self.config.rollout
-            )
+            result = evaluate(self.engine, self.policy, self.task, self.problems[split], greedy)
         progress = self.progress
         entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}
         progress.evals[name] = entry
@@ -148,9 +162,8 @@ class Trainer:
         progress, keep = self.progress, self.config.checkpoint.keep
         with self.phase("checkpoint"):
             self.count_wall_time()
-            state = {name: getattr(progress, name) for name in Progress.__slots__}
             path = checkpointing.save(
-                self.checkpoints, progress.step, self.engine, self.policy, state
+                self.checkpoints, progress.step, self.engine, self.policy, asdict(progress)
             )
             checkpointing.prune(self.checkpoints, keep, progress.best_step)
         self.report.checkpoint = str(path)
@@ -159,7 +172,10 @@ class Trainer:
     def resume(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint whose policy is already loaded."""
         self.engine.load_state(folder)
-        self.progress = Progress(**state["progress"])
+        try:
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}/state.json is of another version: {error}") from None
         self.report.checkpoint = str(folder)
 
     def count_wall_time(self) -> None:
@@ -172,7 +188,7 @@ class Trainer:
         """Count a part of one phase as another."""
         phases = self.progress.phase_s
         phases[source] -= seconds
-        phases[target] = phases.get(target, 0.0) + seconds
+        phases[target] += seconds
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -182,5 +198,4 @@ class Trainer:
             yield
         finally:
             self.engine.synchronize()
-            spent = time.perf_counter() - started
-            self.progress.phase_s[name] = self.progress.phase_s.get(name, 0.0) + spent
+            self.progress.phase_s[name] += time.perf_counter() - started

@@ -93,7 +93,9 @@ def accumulate(
             logp_N=logp_N,
             entropy_N=entropy_N,
             old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
-            reference_logp_N=work.reference and batch.pick(work.reference.logp_KBC),
+            reference_logp_N=(
+                None if work.reference is None else batch.pick(work.reference.logp_KBC)
+            ),
             advantage_N=advantages.values_B[batch.batch_N],
             weight_N=batch.pick(work.weight_KBC),
         )
@@ -124,9 +126,11 @@ def update(
     """
     work = prepare(engine, policy, reference, rollout, restrict(views, advantages.used_B), config)
     metrics = {"masking/scored_tokens": float(work.num_tokens), "optim/lr": engine.lr}
-    if work.num_tokens == 0:
-        return StepReport(metrics=metrics)
     num_updates = config.objective.num_updates
+    if work.num_tokens == 0:
+        for _ in range(num_updates):
+            engine.skip_step()
+        return StepReport(metrics=metrics)
     total: defaultdict[str, float] = defaultdict(float)
     for _ in range(num_updates):
         sums = engine.sum(accumulate(engine, work, rollout, advantages, config))

@@ -1,10 +1,14 @@
 """Checks of a composed config, across groups. Each message: what is set, why not, what to set."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from math import isfinite
+from typing import Any
 
 from drift.config import (
     AllConfig,
     BaseConfig,
+    CountdownConfig,
     CoupledConfig,
     PolicyLoss,
     RandomConfig,
@@ -12,6 +16,7 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
     SFTConfig,
+    SudokuConfig,
 )
 from drift.errors import ConfigError
 
@@ -24,6 +29,7 @@ POSITIVE = (
     "rollout.group_size",
     "optim.lr",
     "optim.max_grad_norm",
+    "optim.eps",
     "optim.rows_per_forward",
     "masking.num_views",
     "objective.num_updates",
@@ -51,14 +57,36 @@ NOT_NEGATIVE = (
     "checkpoint.every",
     "num_steps",
 )
+FINITE = (
+    "optim.lr",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.max_grad_norm",
+    "rollout.temperature",
+    "objective.clip_low",
+    "objective.clip_high",
+    "objective.kl_coef",
+    "objective.entropy_coef",
+)
+
+
+RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (POSITIVE, lambda value: not value <= 0, "greater than 0"),
+    (NOT_NEGATIVE, lambda value: not value < 0, "0 or more"),
+    (FINITE, isfinite, "a finite number"),
+    (("optim.beta1", "optim.beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
+)
 
 
 def setting(config: object, key: str) -> object:
     """The value of `group.field`; None where the chosen option has no such field."""
-    value: object = config
     for part in key.split("."):
-        value = vars(value).get(part) if value is not None else None
-    return value
+        if part not in {field.name for field in fields(config)}:  # pyright: ignore[reportArgumentType]
+            return None
+        config = getattr(config, part)
+    return config
 
 
 def divisors(number: int) -> str:
@@ -67,14 +95,11 @@ def divisors(number: int) -> str:
 
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
-    for key in POSITIVE:
-        value = setting(config, key)
-        if value is not None and value <= 0:  # pyright: ignore[reportOperatorIssue]
-            yield f"{key}={value} must be greater than 0"
-    for key in NOT_NEGATIVE:
-        value = setting(config, key)
-        if value is not None and value < 0:  # pyright: ignore[reportOperatorIssue]
-            yield f"{key}={value} must be 0 or more"
+    for keys, allowed, words in RANGES:
+        for key in keys:
+            value = setting(config, key)
+            if value is not None and not allowed(value):
+                yield f"{key}={value} must be {words}"
     yield from _rollout(config)
     yield from _task(config)
     if isinstance(config, RunConfig):
@@ -116,15 +141,15 @@ def _rollout(config: BaseConfig) -> Iterator[str]:
 
 
 def _task(config: BaseConfig) -> Iterator[str]:
-    task = vars(config.task)
-    operators = task.get("operators")
-    if operators is not None and (not operators or set(operators) - set("+-*")):
-        yield f"task.operators={operators!r} must be one or more of + - *"
-    if "num_numbers" in task and not 2 <= task["num_numbers"] <= 6:
-        yield f"task.num_numbers={task['num_numbers']} must be from 2 to 6"
-    if "min_empty" in task and not 1 <= task["min_empty"] <= task["max_empty"] <= 12:
+    task = config.task
+    if isinstance(task, CountdownConfig):
+        if not task.operators or set(task.operators) - set("+-*"):
+            yield f"task.operators={task.operators!r} must be one or more of + - *"
+        if not 2 <= task.num_numbers <= 6:
+            yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
+    if isinstance(task, SudokuConfig) and not 1 <= task.min_empty <= task.max_empty <= 12:
         yield (
-            f"task.min_empty={task['min_empty']} and task.max_empty={task['max_empty']} must "
+            f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
             "satisfy 1 <= min_empty <= max_empty <= 12"
         )
 

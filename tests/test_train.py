@@ -121,7 +121,7 @@ def test_the_batch_on_the_device_changes_nothing_that_is_sampled(run: Run, tmp_p
 
 
 def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
-    run("train", *SMALL, "num_steps=4", "tracking=off", "hydra.run.dir=run")
+    run("train", *SMALL, "num_steps=4", "eval.every=0", "tracking=off", "hydra.run.dir=run")
     folder = tmp_path / "run" / "checkpoints"
     weights = folder / "step_000004" / "policy" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -133,7 +133,7 @@ def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
     assert found is not None
     assert found[0].name == "step_000002"
     (folder / ".writing-step_000006").mkdir()
-    done = run("train", *SMALL, "num_steps=4", "tracking=off", "hydra.run.dir=run")
+    done = run("train", *SMALL, "num_steps=4", "eval.every=0", "tracking=off", "hydra.run.dir=run")
     assert "trying the checkpoint before it" in done.stdout
     assert "step_000002 at step 2" in done.stdout
     check(folder / "step_000004")

@@ -76,7 +76,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).exists():
             read_json(folder / name)  # its error names the file
-    return PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False)
+    except Exception as error:  # the tokenizers library raises bare exceptions for a damaged file
+        raise CheckpointError(f"{folder}/tokenizer.json does not load: {error!r}") from None
 
 
 def special_ids(
@@ -212,16 +215,15 @@ def load_policy(
     return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
 
 
-def save_policy(policy: Policy, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+def save_policy(policy: Policy, folder: Path) -> None:
     """Write a policy in its family's official format.
 
     Args:
         policy: what to save.
         folder: created when missing.
-        weights: the backbone's state dict where it is not the policy's own (gathered shards).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = policy.backbone.state_dict() if weights is None else weights
+    state = policy.backbone.state_dict()
     names = policy.family.official_names(policy.backbone.config)
     tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -12,6 +12,7 @@ from drift.tasks.records import read_records
 from drift.types import Example, Score
 
 TEST_PERCENT, VALIDATION_PERCENT = 20, 7
+MAX_TRIES = 20_000  # in a row without a new problem: there are no more
 
 
 def split_of(key: str) -> Split:
@@ -96,26 +97,29 @@ class GeneratedTask(Task):
             return super().examples(split)
         size = getattr(self.config, f"{split}_size")
         rng = random.Random(f"{self.config.seed}:{split}")
-        found: dict[str, Example] = {}
+        found: set[str] = set()
         examples: list[Example] = []
-        tries_left = 1000 * size + 10_000
+        tries = 0
         while len(examples) < size:
-            tries_left -= 1
-            if tries_left < 0:
+            if tries == MAX_TRIES:
                 raise ConfigError(
                     f"task.{split}_size={size} is more than the {len(examples)} {split} problems "
                     f"found with these settings; lower it or widen the task"
                 )
+            tries += 1
             example = self.generate(rng)
-            if split_of(example.key) != split or (split != Split.train and example.key in found):
+            if example is None or split_of(example.key) != split:
                 continue
-            found[example.key] = example
+            if split != Split.train and example.key in found:
+                continue
+            found.add(example.key)
             examples.append(example)
+            tries = 0
         return examples
 
     @abstractmethod
-    def generate(self, rng: random.Random) -> Example:
-        """A random problem of any split."""
+    def generate(self, rng: random.Random) -> Example | None:
+        """A random problem of any split; None where this try made none."""
 
     @abstractmethod
     def demonstration(self, example: Example, *, habit: bool) -> str:

@@ -91,13 +91,11 @@ class Countdown(GeneratedTask):
 
     config: CountdownConfig
 
-    def generate(self, rng: random.Random) -> Example:
+    def generate(self, rng: random.Random) -> Example | None:
         config = self.config
-        while True:
-            numbers = [rng.randint(1, config.max_number) for _ in range(config.num_numbers)]
-            reached = solutions(tuple(numbers), config.operators, config.max_target)
-            if reached:
-                return self._example(numbers, rng.choice(list(reached)))
+        numbers = [rng.randint(1, config.max_number) for _ in range(config.num_numbers)]
+        reached = solutions(tuple(numbers), config.operators, config.max_target)
+        return self._example(numbers, rng.choice(list(reached))) if reached else None
 
     def example(self, record: dict[str, object]) -> Example:
         numbers = record.get("numbers")

@@ -56,15 +56,12 @@ class Sudoku(GeneratedTask):
 
     config: SudokuConfig
 
-    def generate(self, rng: random.Random) -> Example:
-        grids = list(solved_grids())
-        while True:
-            grid = rng.choice(grids)
-            num_empty = rng.randint(self.config.min_empty, self.config.max_empty)
-            empty = set(rng.sample(range(CELLS), num_empty))
-            puzzle = "".join("0" if i in empty else digit for i, digit in enumerate(grid))
-            if len(solve(puzzle)) == 1:
-                return self._example(puzzle, grid)
+    def generate(self, rng: random.Random) -> Example | None:
+        grid = rng.choice(list(solved_grids()))
+        num_empty = rng.randint(self.config.min_empty, self.config.max_empty)
+        empty = set(rng.sample(range(CELLS), num_empty))
+        puzzle = "".join("0" if i in empty else digit for i, digit in enumerate(grid))
+        return self._example(puzzle, grid) if len(solve(puzzle)) == 1 else None
 
     def example(self, record: dict[str, object]) -> Example:
         puzzle = string(record, "puzzle")

@@ -38,7 +38,7 @@ def typed(config: DictConfig) -> Any:
 
 def refuse_additions(config: Any, prefix: str = "") -> None:
     """Refuse what `+group.name=value` added: no code would read it."""
-    known = {field.name for field in dataclasses.fields(config)}
+    known = [field.name for field in dataclasses.fields(config)]
     for name, value in vars(config).items():
         if name not in known:
             raise ConfigError(f"{prefix}{name}: no such option; options here: {', '.join(known)}")
@@ -107,11 +107,11 @@ def unknown_choice(error: Any) -> str:
 EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = (
     (DriftError, str),
     (yaml.MarkedYAMLError, broken_yaml),
-    (OSError, failed_file),
     (ConfigKeyError, unknown_option),
     (ConfigAttributeError, unknown_option),
     (MissingConfigException, unknown_choice),
     (OmegaConfBaseException, wrong_value),
+    (OSError, failed_file),
 )
 
 

@@ -6,6 +6,7 @@ Everything that depends on how many processes train is here. The rest of Drift s
 import math
 import resource
 import sys
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ class Engine:
 
     def skip_step(self) -> None:
         """Advance the schedule alone, for a step that has nothing to learn from."""
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """The sum over ranks of each value, in float64."""

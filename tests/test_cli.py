@@ -1,5 +1,6 @@
 """A user's mistakes: one line that says what is wrong, exit code 1, nothing written."""
 
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
     (folder / "mine.yaml").write_text("# @package _global_\noptim: {learning_rate: 0.1}\n")
     line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "experiment=mine")
     assert line.startswith("optim.learning_rate: no such option")
+
+
+def test_yaml_that_does_not_parse_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\noptim: {lr: 0.1\nseed: 1\n")
+    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "experiment=mine")
+    assert "mine.yaml:3: not YAML" in line
+
+
+def test_setting_added_by_force_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "+optim.momentum=0.9")
+    assert line.startswith("optim.momentum: no such option; options here: lr, beta1")
+
+
+def test_run_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refused(run, tmp_path, "hydra.run.dir=run")
+    assert "run is in use by another process" in line
 
 
 def test_block_that_does_not_divide_is_refused(run: Run, tmp_path: Path) -> None:

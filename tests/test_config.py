@@ -1,15 +1,25 @@
 """Every shipped config composes; the experiments are what they were reviewed to be."""
 
 import os
+from dataclasses import fields
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from drift.cli import CONF, typed
-from drift.config import RunConfig, SequentialConfig, register
+from drift.config import (
+    GROUPS,
+    CheckpointConfig,
+    EvalConfig,
+    RunConfig,
+    SequentialConfig,
+    SFTConfig,
+    SFTDataConfig,
+    register,
+)
 from drift.errors import ConfigError
-from drift.validate import validate
+from drift.validate import RANGES, validate
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -79,6 +89,8 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["masking=random", "masking.ratio=0"], "masking.ratio=0.0 must be within 0 (excluded)"),
         (["masking.low_prob_threshold=2"], "masking.low_prob_threshold=2.0 must be within 0"),
         (["masking.temperature=-1"], "masking.temperature=-1.0 must be 0 or more"),
+        (["optim.lr=nan"], "optim.lr=nan must be a finite number"),
+        (["optim.beta1=2"], "optim.beta1=2.0 must be from 0 to below 1"),
         (["optim.lr=0"], "optim.lr=0.0 must be greater than 0"),
         (["task.operators=x"], "task.operators='x' must be one or more of + - *"),
         (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
@@ -89,6 +101,22 @@ def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None
         validate(typed(composed(*overrides)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_checked_setting_is_a_setting() -> None:
+    known = {field.name for field in fields(RunConfig)} | {
+        field.name for field in fields(SFTConfig)
+    }
+    for group, schemas in GROUPS.items():
+        known |= {f"{group}.{field.name}" for s in schemas.values() for field in fields(s)}
+    for group, schema in (
+        ("eval", EvalConfig),
+        ("checkpoint", CheckpointConfig),
+        ("sft", SFTDataConfig),
+    ):
+        known |= {f"{group}.{field.name}" for field in fields(schema)}
+    checked = {key for keys, _, _ in RANGES for key in keys}
+    assert checked - known == set()
 
 
 def test_infinite_temperature_can_be_written() -> None:

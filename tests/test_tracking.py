@@ -34,20 +34,19 @@ def test_a_restart_leaves_neither_gap_nor_double_step(tmp_path: Path) -> None:
     second.start("run", {"seed": 0}, {}, done_step=2)
     for step in (3, 4, 5):
         second.log(step, {"reward/mean": step / 10})
-    second.finish("FINISHED", [])
+    second.finish("FINISHED")
     assert second.run_id == first.run_id
     assert [line["step"] for line in second.metrics.lines()] == [1, 2, 3, 4, 5]
     history = second.client.get_metric_history(second.run_id, "reward/mean")
     assert [(m.step, m.value) for m in history] == [(i, i / 10) for i in range(1, 6)]
 
 
-def test_a_run_goes_on_when_the_server_cannot_be_reached(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_run_goes_on_when_the_server_cannot_be_reached(tmp_path: Path) -> None:
     settings = TrackingConfig(backend=TrackingBackend.mlflow, uri="http://127.0.0.1:9")
     tracker = Tracker(settings, tmp_path)
     tracker.start("run", {}, {}, done_step=-1)
     tracker.log(1, {"reward/mean": 0.5})
-    tracker.finish("FINISHED", [])
+    tracker.finish("FINISHED")
     assert tracker.metrics.lines() == [{"step": 1, "reward/mean": 0.5}]
 
 
@@ -57,12 +56,12 @@ def test_a_fresh_store_survives_many_processes_at_once(tmp_path: Path) -> None:
         f"f = pathlib.Path({str(tmp_path)!r}); "
         "t = Tracker(TrackingConfig(backend=TrackingBackend.mlflow, "
         "uri=f'sqlite:///{f}/mlflow.db'), pathlib.Path(__import__('tempfile').mkdtemp())); "
-        "t.start('run', {}, {}, -1); t.log(1, {'a': 1.0}); t.finish('FINISHED', []); "
+        "t.start('run', {}, {}, -1); t.log(1, {'a': 1.0}); t.finish('FINISHED'); "
         "assert t.run_id"
     )
     many = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(4)]
     assert [process.wait(timeout=120) for process in many] == [0, 0, 0, 0]
-    client = open_store(config(tmp_path))
+    client, _ = open_store(config(tmp_path))
     names = [experiment.name for experiment in client.search_experiments()]
     assert sorted(names) == ["Default", "drift"]
     experiment = client.get_experiment_by_name("drift")
@@ -75,3 +74,18 @@ def test_wilson_interval_of_known_cases() -> None:
     assert wilson(0, 10)[0] == 0
     assert round(wilson(10, 10)[1], 9) == 1
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_store_that_was_deleted_gets_a_new_run_with_every_step(tmp_path: Path) -> None:
+    first = Tracker(config(tmp_path), tmp_path)
+    first.start("run", {}, {}, done_step=-1)
+    first.log(1, {"a": 0.1})
+    first.finish("KILLED")
+    (tmp_path / "mlflow_run_id").write_text("0" * 32)
+    second = Tracker(config(tmp_path), tmp_path)
+    second.start("run", {}, {}, done_step=1)
+    second.log(2, {"a": 0.2})
+    second.finish("FINISHED")
+    assert second.run_id not in (first.run_id, "0" * 32)
+    assert second.run_id is not None
+    assert [m.step for m in second.client.get_metric_history(second.run_id, "a")] == [1, 2]

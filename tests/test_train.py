@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from drift.checkpointing import check, newest
 from drift.errors import CheckpointError
+from drift.report import PHASES
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
@@ -44,13 +46,14 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     assert summary["steps"] == 3
     assert set(summary["eval"]) == {"first", "last", "best"}
     assert set(summary["eval"]["first"]) == {"accuracy", "n", "ci95", "split", "step"}
-    assert {"rollout", "update", "eval", "checkpoint"} <= set(summary["phase_s"])
+    assert set(summary["phase_s"]) == set(PHASES)
     assert Path(summary["checkpoint"]).name == "step_000003"
     lines = read_lines(folder / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert len(read_lines(folder / "rollouts" / "step_000001.jsonl")) == 16
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["data"]["test"]["n"] == 20
+    assert manifest["data"]["train"]["n"] == 20_000
     assert "strategy: sequential" in (folder / "config.yaml").read_text()
 
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
@@ -59,13 +62,17 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     assert record.info.artifact_uri.startswith(f"file://{tmp_path}/outputs/mlflow-artifacts")
     assert record.data.params["rollout.group_size"] == "4"
     history = client.get_metric_history(summary["mlflow_run_id"], "reward/mean")
-    assert [(m.step, m.value) for m in history] == [(x["step"], x["reward/mean"]) for x in lines]
+    assert [(m.step, m.value) for m in history] == [
+        (line["step"], line["reward/mean"]) for line in lines[1:]
+    ]
     names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"])}
     assert {"config.yaml", "manifest.json", "samples.json", "summary.json"} <= names
-    assert "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db" in done.stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db" in done.stdout
+    assert done.stderr == ""
     logged = set().union(*(line.keys() for line in lines)) - {"step"}
     documented = (ROOT / "docs" / "metrics.md").read_text()
     assert [name for name in sorted(logged) if f"`{name}`" not in documented] == []
+    assert set(re.findall(r"^\| `([^`]+)`", documented, re.MULTILINE)) - logged == {"kl/k1"}
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
@@ -91,7 +98,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for folder in (whole, killed):
         folder.mkdir()
     assert start(whole, *overrides).wait(timeout=300) == 0
-    for lines in (1, 5):
+    for lines in (2, 6):
         process = start(killed, *overrides)
         wait_for_lines(killed / "run" / "metrics.jsonl", lines)
         process.send_signal(signal.SIGKILL)
@@ -162,8 +169,8 @@ def test_shuffled_rewards_are_the_same_rewards(run: Run, tmp_path: Path) -> None
         run("train", *SMALL, "num_steps=2", "tracking=off", f"hydra.run.dir={control}",
             f"objective.reward_control={control}")  # fmt: skip
     plain, shuffled = (read_lines(tmp_path / c / "metrics.jsonl") for c in ("none", "shuffle"))
-    assert plain[0]["reward/mean"] == shuffled[0]["reward/mean"]
-    assert plain[0]["loss/policy"] != shuffled[0]["loss/policy"]
+    assert plain[1]["reward/mean"] == shuffled[1]["reward/mean"]
+    assert plain[1]["loss/policy"] != shuffled[1]["loss/policy"]
 
 
 def test_fine_tuning_lowers_the_loss_and_saves_a_policy(run: Run, tmp_path: Path) -> None:
@@ -185,7 +192,7 @@ def test_fine_tuning_lowers_the_loss_and_saves_a_policy(run: Run, tmp_path: Path
 def test_bfloat16_trains(run: Run, tmp_path: Path) -> None:
     run("train", *SMALL, "num_steps=1", "tracking=off", "model.dtype=bfloat16",
         "hydra.run.dir=run")  # fmt: skip
-    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    _, line = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert float(line["optim/grad_norm"]) > 0  # type: ignore[arg-type]
 
 
@@ -193,17 +200,35 @@ def test_a_resumed_run_says_what_was_changed(run: Run, tmp_path: Path) -> None:
     run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
     done = run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
     assert "resumed with num_steps=2, was 1" in done.stdout
-    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]
 
 
 @pytest.mark.slow
 def test_a_sweep_runs_its_jobs_into_one_experiment(run: Run, tmp_path: Path) -> None:
-    run("train", "-m", *SMALL, "num_steps=1", "masking=all,coupled", "hydra.sweep.dir=sweep")
+    run(
+        "train",
+        "-m",
+        *SMALL,
+        "num_steps=1",
+        "masking=all,coupled",
+        "model.dtype=float32,bfloat16",
+        "hydra.sweep.dir=sweep",
+    )
     maskings = {
         json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["masking"]
-        for job in ("0", "1")
+        for job in ("0", "1", "2", "3")
     }
     assert maskings == {"all", "coupled"}
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'drift'")
-    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+def test_a_finished_run_is_not_run_again_and_never_overwritten(run: Run, tmp_path: Path) -> None:
+    run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
+    done = run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
+    assert "run is finished" in done.stdout
+    refused = run("train", *SMALL, "resume=never", "hydra.run.dir=run", check=False)
+    assert "holds a run; use resume=auto or another hydra.run.dir" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before

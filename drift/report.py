@@ -121,6 +121,8 @@ class Report:
             text += f"  validation {accuracy:.3f}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+            if accuracy is not None:
+                self._bar.console.print(f"step {step}  {text}")
         else:
             log.info("step %d/%d  %s", step, self.config.num_steps, text)
 

@@ -43,6 +43,7 @@ POSITIVE = (
     "cluster.threads",
     "eval.max_examples",
     "checkpoint.keep",
+    "num_steps",
 )
 NOT_NEGATIVE = (
     "rollout.temperature",
@@ -55,7 +56,6 @@ NOT_NEGATIVE = (
     "masking.temperature",
     "eval.every",
     "checkpoint.every",
-    "num_steps",
 )
 FINITE = (
     "optim.lr",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -215,18 +214,19 @@ def load_policy(
     return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB") -> None:
     """Write a policy in its family's official format.
 
     Args:
         policy: what to save.
         folder: created when missing.
+        max_shard_size: bytes of one file; more than that makes several and an index.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = policy.backbone.state_dict()
     names = policy.family.official_names(policy.backbone.config)
     tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
     raw["model_type"] = policy.family.model_type
     special = policy.special

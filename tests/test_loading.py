@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from drift.config import TaskConfig
 from drift.errors import CheckpointError
 from drift.policy.base import Policy
-from drift.policy.loading import load_policy, save_policy
+from drift.policy.loading import load_policy, load_tokenizer, save_policy
 from drift.prompts import encode, render
 from drift.types import Example
 from tests.oracles import CONFIGS, Weights, random_weights, write_checkpoint, write_shards
@@ -364,3 +364,23 @@ def test_the_same_seed_makes_the_same_tiny_policy(tiny: Policy) -> None:
     assert_same_weights(make(tiny.family.name, seed=0, hidden_size=16), tiny)
     other = make(tiny.family.name, seed=1, hidden_size=16)
     assert not torch.equal(other.backbone.embed.weight, tiny.backbone.embed.weight)
+
+
+def test_dreams_tokenizer_is_read_from_vocab_and_merges(tmp_path: Path) -> None:
+    words = [*"helo", "\u0120", "he", "ll"]  # \u0120 is the space of byte-level BPE
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+    special = {"7": "<|endoftext|>", "8": "<|im_end|>", "9": "<|mask|>"}
+    config = {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "mask_token": "<|mask|>",
+        "added_tokens_decoder": {i: {"content": t, "special": True} for i, t in special.items()},
+        "chat_template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer("hello<|im_end|>")["input_ids"] == [5, 6, 3, 8]
+    assert tokenizer.mask_token_id == 9
+    assert tokenizer.chat_template == config["chat_template"]

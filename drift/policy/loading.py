@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
 from drift.errors import CheckpointError
 from drift.policy.backbone import Backbone
@@ -70,15 +70,24 @@ def detect_family(raw: dict[str, Any], folder: Path) -> Family:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    if not (folder / "tokenizer.json").exists():
+    """The checkpoint's tokenizer; None if it has none.
+
+    Dream's checkpoints have no tokenizer.json but Qwen2's vocab.json and merges.txt, under a class
+    of their own that adds nothing to Qwen2's.
+    """
+    if (folder / "tokenizer.json").exists():
+        kind, files = PreTrainedTokenizerFast, ("tokenizer.json", "tokenizer_config.json")
+    elif (folder / "merges.txt").exists():
+        kind, files = Qwen2TokenizerFast, ("vocab.json", "tokenizer_config.json")
+    else:
         return None
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in files:
         if (folder / name).exists():
             read_json(folder / name)  # its error names the file
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, clean_up_tokenization_spaces=False)
+        return kind.from_pretrained(folder, clean_up_tokenization_spaces=False)
     except Exception as error:  # the tokenizers library raises bare exceptions for a damaged file
-        raise CheckpointError(f"{folder}/tokenizer.json does not load: {error!r}") from None
+        raise CheckpointError(f"{folder}/{files[0]} does not load: {error!r}") from None
 
 
 def special_ids(

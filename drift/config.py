@@ -281,6 +281,11 @@ class EvalRunConfig(BaseConfig):
     split: Split = Split.test
 
 
+@dataclass
+class DoctorConfig(BaseConfig):
+    """`python -m drift.doctor`."""
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {"base": TaskConfig, "countdown": CountdownConfig, "sudoku": SudokuConfig},
@@ -301,7 +306,12 @@ GROUPS: dict[str, dict[str, type]] = {
 def register() -> None:
     """Put every schema into Hydra's store, under `schema/<group>/<name>`."""
     store = ConfigStore.instance()
-    for name, node in (("run", RunConfig), ("sft", SFTConfig), ("eval", EvalRunConfig)):
+    for name, node in (
+        ("run", RunConfig),
+        ("sft", SFTConfig),
+        ("eval", EvalRunConfig),
+        ("doctor", DoctorConfig),
+    ):
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():

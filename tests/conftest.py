@@ -21,7 +21,7 @@ from drift.config import (
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
-from drift.types import Example, PromptBatch, Rollout, Score, Trace
+from drift.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,6 +105,19 @@ def make_rollout(
         temperature=temperature,
         policy_version=0,
         reward_s=0.0,
+    )
+
+
+def replay_views(rollout: Rollout) -> MaskedViews:
+    """One view for each step of the trace, scoring exactly what was committed there."""
+    step_BC = rollout.trace.unmask_step_BC
+    steps_K11 = torch.arange(int(step_BC.max()) + 1)[:, None, None]
+    scored_KBC = step_BC == steps_K11
+    return MaskedViews(
+        hidden_KBC=(step_BC >= steps_K11) | (step_BC < 0),
+        scored_KBC=scored_KBC,
+        candidate_KBC=torch.zeros_like(scored_KBC),
+        candidate_min_prob=1.0,
     )
 
 

@@ -30,7 +30,14 @@ from drift.masking import STRATEGIES, build_views
 from drift.policy.base import Policy
 from drift.types import Advantages, MaskedViews, Rollout
 from drift.update import settle_scored, update
-from tests.conftest import make_policy, make_rollout, make_trace, objective, rollout_config
+from tests.conftest import (
+    make_policy,
+    make_rollout,
+    make_trace,
+    objective,
+    replay_views,
+    rollout_config,
+)
 
 KEY = rng.stream(3, "test")
 PROMPTS = [[5, 6, 7], [4], [9, 8, 7, 6, 5, 4], [3, 3]]
@@ -40,19 +47,6 @@ RULES = [
     rollout_config(remasking=RemaskingRule.threshold, threshold=0.3),
     rollout_config(temperature=0.7),
 ]
-
-
-def replay_views(rollout: Rollout) -> MaskedViews:
-    """One view for each step of the trace, scoring exactly what was committed there."""
-    step_BC = rollout.trace.unmask_step_BC
-    steps_K11 = torch.arange(int(step_BC.max()) + 1)[:, None, None]
-    scored_KBC = step_BC == steps_K11
-    return MaskedViews(
-        hidden_KBC=(step_BC >= steps_K11) | (step_BC < 0),
-        scored_KBC=scored_KBC,
-        candidate_KBC=torch.zeros_like(scored_KBC),
-        candidate_min_prob=1.0,
-    )
 
 
 @pytest.mark.parametrize("config", RULES)

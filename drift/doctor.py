@@ -1,0 +1,58 @@
+"""Checks of a checkpoint before it costs GPU hours: `python -m drift.doctor model=...`."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from drift.cli import run_command
+from drift.config import DoctorConfig
+
+NUM_EXAMPLES = 8
+
+
+def run(config: DoctorConfig) -> None:
+    """Print a verdict per line; exit with 1 if one is bad."""
+    from drift.diagnosis import Patient, examine
+    from drift.engine import Engine
+    from drift.policy.loading import load_policy
+    from drift.prompts import encode_all, render
+    from drift.tasks import Split, build_task
+    from drift.tasks.base import GeneratedTask
+
+    task = build_task(config.task)
+    engine = Engine(config.cluster, config.model.dtype)
+    policy = load_policy(
+        config.model.path,
+        family=config.model.family,
+        revision=config.model.revision,
+        device=engine.device,
+    )
+    examples = task.examples(Split.test)[:NUM_EXAMPLES]
+    examples, prompts, _ = encode_all(policy, config.task, examples, config.rollout.gen_length)
+    answers: list[list[int]] = [[] for _ in examples]
+    if isinstance(task, GeneratedTask):
+        texts = [task.demonstration(example, habit=False) for example in examples]
+        answers = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    patient = Patient(
+        policy=policy,
+        dtype=config.model.dtype,
+        examples=examples,
+        prompts=prompts,
+        answers=answers,
+        shown=render(policy, config.task, examples[0]),
+        rollout=config.rollout,
+    )
+    with engine.autocast():
+        findings = examine(patient)
+    table = Table("check", "finding", "verdict", title=str(config.model.path))
+    for finding in findings:
+        verdict = "[green]ok[/]" if finding.healthy else "[red]FAILED[/]"
+        table.add_row(finding.name, finding.text, verdict)
+    Console().print(table)
+    if not all(finding.healthy for finding in findings):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command("doctor", run)

@@ -1,0 +1,95 @@
+"""The doctor on the embedded checkpoints, healthy and spoilt."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drift.cli import typed
+from drift.config import Dtype
+from drift.decoding import decode
+from drift.diagnosis import Patient, examine, padding, shift
+from drift.likelihood import micro_batches, token_logps
+from drift.policy.loading import load_policy
+from drift.prompts import encode_all
+from drift.tasks import Split, build_task
+from drift.tasks.base import GeneratedTask
+from tests.conftest import ROOT, Run, make_rollout, replay_views
+from tests.test_config import composed
+
+EMBEDDED = [(model, task) for model in ("tiny", "tiny_dream") for task in ("countdown", "sudoku")]
+
+
+def patient(model: str, task_name: str) -> Patient:
+    config = typed(composed(f"model={model}", f"task={task_name}", config="doctor"))
+    policy, task = load_policy(config.model.path), build_task(config.task)
+    assert isinstance(task, GeneratedTask)
+    examples, prompts, _ = encode_all(
+        policy, config.task, task.examples(Split.test)[:8], config.rollout.gen_length
+    )
+    answers = [task.demonstration(example, habit=False) for example in examples]
+    return Patient(
+        policy=policy,
+        dtype=Dtype.float32,
+        examples=examples,
+        prompts=prompts,
+        answers=policy.tokenizer(answers, add_special_tokens=False)["input_ids"],
+        shown="<|user|>",
+        rollout=config.rollout,
+    )
+
+
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_embedded_checkpoints_are_healthy(model: str, task: str) -> None:
+    findings = examine(patient(model, task))
+    assert [finding.name for finding in findings if not finding.healthy] == []
+
+
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_a_wrong_shift_is_found(model: str, task: str) -> None:
+    sick = patient(model, task)
+    sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)
+    assert not shift(sick).healthy
+
+
+def test_attention_to_padding_is_found() -> None:
+    sick = patient("tiny", "countdown")
+    sick = replace(sick, prompts=[*sick.prompts, sick.prompts[0] * 3])
+    assert padding(sick).healthy
+    backbone = sick.policy.backbone
+    forward = backbone.forward
+    backbone.forward = lambda ids, lengths=None: forward(ids)  # type: ignore[method-assign]
+    assert not padding(sick).healthy
+
+
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> None:
+    healthy = patient(model, task)
+    policy, prompts = healthy.policy, [*healthy.prompts, healthy.prompts[0] * 3]
+    rows, config = torch.arange(len(prompts)), healthy.rollout
+    trace = decode(policy, prompts, rows, config, key=5)
+    rollout = make_rollout(prompts, trace)
+    views = replay_views(rollout)
+    batches = micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64)
+    learner_BC = token_logps(policy, batches, views.hidden_KBC.shape, 1.0).logp_KBC.sum(0)
+    torch.testing.assert_close(learner_BC, trace.logp_BC, atol=1e-5, rtol=0)
+    for row, prompt in enumerate(prompts):
+        alone = decode(policy, [prompt], rows[row : row + 1], config, key=5)
+        assert torch.equal(alone.canvas_BC[0], trace.canvas_BC[row])
+        torch.testing.assert_close(learner_BC[row], alone.logp_BC[0], atol=1e-5, rtol=0)
+
+
+def test_the_command_prints_a_verdict_a_line_and_exits_with_one(run: Run, tmp_path: Path) -> None:
+    shown = run("doctor").stdout
+    assert shown.count("ok") >= 8
+    folder = tmp_path / "spoilt"
+    shutil.copytree(ROOT / "data" / "tiny-countdown", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mask_token_id": 0}))
+    done = run("doctor", f"model.path={folder}", check=False)
+    assert done.returncode == 1
+    failed = [line.split("│")[1].strip() for line in done.stdout.splitlines() if "FAILED" in line]
+    assert "special tokens" in failed

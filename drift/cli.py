@@ -122,6 +122,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     """
     register()
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `explain` prints
 
     def job(config: DictConfig) -> None:

@@ -89,6 +89,7 @@ class ModelConfig:
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
+    gradient_checkpointing: bool = False  # less memory, about a third more time in updates
     lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
 
 

@@ -38,6 +38,7 @@ class EvalResult:
     nfe_mean: float
     truncated_frac: float
     seconds: float
+    examples: list[Example]
     texts: list[str]
     scores: list[Score]
 
@@ -58,6 +59,7 @@ def evaluate(
         nfe_mean=float(trace.nfe_B.double().mean()),
         truncated_frac=float((~trace.finished_B).double().mean()),
         seconds=time.perf_counter() - started,
+        examples=problems.examples,
         texts=texts,
         scores=scores,
     )

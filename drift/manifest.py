@@ -60,7 +60,7 @@ def data_digests(splits: dict[str, list[Example]]) -> dict[str, Any]:
     return {name: data_digest(examples) for name, examples in splits.items()}
 
 
-def build_manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
+def build_manifest(seed: int, data: dict[str, Any], prompt: str) -> dict[str, Any]:
     """Everything that is needed to say what was run."""
     return {
         "command": sys.argv,
@@ -68,6 +68,7 @@ def build_manifest(seed: int, data: dict[str, Any]) -> dict[str, Any]:
         "packages": {package: installed(package) for package in PACKAGES},
         "git": git_state(),
         "data": data,
+        "first_prompt": prompt,
         "seed": seed,
         "machine": machine(),
     }

@@ -15,10 +15,12 @@ from drift.checkpointing import write_json
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult
+from drift.policy.loading import read_json
 from drift.tracking import Tracker
 from drift.types import Advantages, Rollout
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
+LEARNED = 3  # problems shown at the end
 SAMPLES = 8  # completions of a step that the samples table shows
 log = logging.getLogger("drift")
 
@@ -190,10 +192,24 @@ class Report:
                     columns.setdefault(key, []).append(value)
         return columns
 
+    def learned(self) -> list[str]:
+        """Some test problems that were answered wrongly before the run and rightly after it."""
+        first, last = (
+            read_json(self.folder / "evals" / f"{name}.json")["completions"]
+            for name in ("first", "last")
+        )
+        return [
+            f"{before['prompt']}  before: {before['completion']}  after: {after['completion']}"
+            for before, after in zip(first, last, strict=True)
+            if after["correct"] and not before["correct"]
+        ][:LEARNED]
+
     def farewell(self, progress: Progress) -> None:
         """The last lines of a run: what it reached and where to look."""
         if not self.engine.is_main:
             return
+        for line in self.learned():
+            log.info("%s", line)
         for name in ("first", "last"):
             entry = progress.evals[name]
             low, high = entry["ci95"]
@@ -226,7 +242,15 @@ def eval_record(result: EvalResult, step: int) -> dict[str, Any]:
         "truncated_frac": result.truncated_frac,
         "seconds": result.seconds,
         "completions": [
-            {"completion": text, "correct": score.correct, "verdict": score.verdict}
-            for text, score in zip(result.texts, result.scores, strict=True)
+            {
+                "key": example.key,
+                "prompt": example.prompt,
+                "completion": text,
+                "correct": score.correct,
+                "verdict": score.verdict,
+            }
+            for example, text, score in zip(
+                result.examples, result.texts, result.scores, strict=True
+            )
         ],
     }

@@ -107,6 +107,7 @@ def run(config: SFTConfig) -> None:
         config.model.path, family=config.model.family, revision=config.model.revision
     )
     policy.to(engine.device)
+    policy.backbone.gradient_checkpointing = config.model.gradient_checkpointing
     problems = load_problems(policy, task.examples(Split.validation), Split.validation, config)
     data = demonstrations(policy, task, config)
     engine.prepare(policy, config.optim, config.num_steps)

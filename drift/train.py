@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
-from drift.config import RunConfig
+from drift.config import RunConfig, Split
 from drift.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
     from drift.evaluation import load_problems
     from drift.policy.loading import find_checkpoint, load_policy
     from drift.report import Report
-    from drift.tasks import Split, build_task
+    from drift.tasks import build_task
     from drift.tracking import Tracker
     from drift.trainer import Trainer
 
@@ -102,6 +102,7 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
         return load_policy(path, family=model.family, revision=model.revision, device=engine.device)
 
     policy = load(str(resumed[0] / "policy") if resumed else model.path)
+    policy.backbone.gradient_checkpointing = model.gradient_checkpointing
     reference = load(model.path).requires_grad_(False) if config.objective.kl_coef else None
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
@@ -134,6 +135,7 @@ def start(config: RunConfig, trainer: "Trainer", resumed: Resumed | None) -> Non
     from drift import checkpointing
     from drift.checkpointing import write_json
     from drift.manifest import build_manifest, data_digests
+    from drift.prompts import render
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -150,7 +152,9 @@ def start(config: RunConfig, trainer: "Trainer", resumed: Resumed | None) -> Non
             (folder / "mlflow_run_id").unlink(missing_ok=True)  # another branch, another MLflow run
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-    write_json(folder / "manifest.json", build_manifest(config.seed, digests))
+    first = trainer.problems[Split.train].examples[0]
+    prompt = render(trainer.policy, config.task, first)
+    write_json(folder / "manifest.json", build_manifest(config.seed, digests, prompt))
     name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
     done = trainer.progress.step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)

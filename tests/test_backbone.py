@@ -243,3 +243,14 @@ def test_a_policy_never_predicts_the_mask_token(grouped_policy: Policy) -> None:
     logits = grouped_policy.denoising_logits(torch.ones(3, 48))
     assert (logits[:, 28] == -torch.inf).all()
     assert logits[:, :28].isfinite().all()
+
+
+def test_gradient_checkpointing_changes_no_gradient(policy: Policy) -> None:
+    ids = torch.randint(3, 12, (2, 9), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for recompute in (False, True):
+        policy.backbone.gradient_checkpointing = recompute
+        policy.zero_grad()
+        policy.logits(ids, torch.tensor([9, 6])).square().mean().backward()
+        gradients.append([p.grad.clone() for p in policy.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -53,6 +53,7 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     assert len(read_lines(folder / "rollouts" / "step_000001.jsonl")) == 16
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["data"]["test"]["n"] == 20
+    assert manifest["first_prompt"].endswith("<|eot_id|><|assistant|>")
     assert manifest["data"]["train"]["n"] == 20_000
     assert "strategy: sequential" in (folder / "config.yaml").read_text()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # recompute each block in the backward pass
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -128,7 +130,10 @@ class Backbone(nn.Module):
             real_B11S = real[:, None, None, :]
         x = self.embed(ids_BS)
         for block in self.blocks:
-            x = block(x, tables, real_B11S)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, tables, real_B11S, use_reentrant=False)
+            else:
+                x = block(x, tables, real_B11S)
         return self.norm(x)
 
     @torch.no_grad()

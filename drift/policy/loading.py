@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
@@ -235,7 +236,12 @@ def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB")
     state = policy.backbone.state_dict()
     names = policy.family.official_names(policy.backbone.config)
     tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
-    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    for name, keys in shards.filename_to_tensors.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
     raw["model_type"] = policy.family.model_type
     special = policy.special

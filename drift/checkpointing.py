@@ -17,6 +17,7 @@ from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.policy.base import Policy
 from drift.policy.loading import read_json, save_policy
+from drift.policy.lora import save_adapter
 
 log = logging.getLogger("drift")
 
@@ -58,7 +59,10 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
     for leftover in folder.glob(".*-step_*"):  # of a run that was killed while it saved
         shutil.rmtree(leftover)
     beside.mkdir(parents=True)
-    save_policy(policy, beside / "policy")
+    if policy.adapter is None:
+        save_policy(policy, beside / "policy")
+    else:
+        save_adapter(policy, beside / "policy")
     engine.save_state(beside)
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     for path in files:
@@ -82,7 +86,7 @@ def check(folder: Path) -> dict[str, Any]:
         CheckpointError: a file is missing or is not what was written.
     """
     state = read_json(folder / "state.json")
-    if not isinstance(state.get("files"), dict) or "policy/config.json" not in state["files"]:
+    if not isinstance(state.get("files"), dict) or "trainer.pt" not in state["files"]:
         raise CheckpointError(f"{folder} is not a checkpoint of a run: state.json lists no files")
     for name, digest in state["files"].items():
         path = folder / name

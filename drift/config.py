@@ -83,12 +83,22 @@ class TrackingBackend(StrEnum):
 
 
 @dataclass
+class LoraConfig:
+    rank: int = 0  # 0: every weight is trained
+    alpha: float = 16.0  # the update is scaled by alpha / rank
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     family: FamilyName = MISSING
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
+    lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False  # less memory, about a third more time in updates
     lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
 

@@ -64,13 +64,14 @@ class Engine:
         """Make `policy` trainable: `model` is its wrapped form, to be called in training.
 
         Args:
-            policy: its parameters are trained.
+            policy: its parameters that require a gradient are trained.
             optim: AdamW's settings and the schedule.
             num_updates: optimizer steps of the whole run, the schedule's length.
         """
         self.settings = optim
+        trained = [p for p in policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            trained,
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,

@@ -86,6 +86,7 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
     """Everything a run needs, the quick checks first; writes nothing."""
     from drift.engine import Engine
     from drift.evaluation import load_problems
+    from drift.policy import lora
     from drift.policy.loading import find_checkpoint, load_policy
     from drift.report import Report
     from drift.tasks import build_task
@@ -103,7 +104,11 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
 
     policy = load(str(resumed[0] / "policy") if resumed else model.path)
     policy.backbone.gradient_checkpointing = model.gradient_checkpointing
-    reference = load(model.path).requires_grad_(False) if config.objective.kl_coef else None
+    if model.lora.rank and policy.adapter is None:
+        lora.attach_new(policy, model.lora, model.path)
+    reference = None
+    if config.objective.kl_coef:  # an adapter's base is its own reference: no second copy
+        reference = policy if policy.adapter else load(model.path).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
     tracker = Tracker(config.tracking, Path(config.output_dir))

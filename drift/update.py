@@ -10,6 +10,7 @@ from drift.engine import Engine
 from drift.likelihood import MicroBatch, micro_batches, score, token_logps
 from drift.objective import ScoredTokens, policy_objective, token_weights
 from drift.policy.base import Policy
+from drift.policy.lora import adapter_off
 from drift.types import Advantages, MaskedViews, Rollout, StepReport, TokenLogps
 
 
@@ -70,7 +71,7 @@ def prepare(
     batches = cut(scored_KBC)
     frozen = None
     if reference is not None:
-        with engine.autocast():
+        with engine.autocast(), adapter_off(reference):
             frozen = token_logps(reference, batches, shape, temperature)
     num_rows = float(scored_KBC.any(dim=2).any(dim=0).sum())
     counts = engine.sum({"rows": num_rows, "tokens": float(scored_KBC.sum())})
@@ -117,7 +118,8 @@ def update(
 ) -> StepReport:
     """Change the policy by `objective.num_updates` optimizer steps on one rollout.
 
-    Current, old and reference policy see the same views. Rows of zero-variance groups are left
+    Current, old and reference policy see the same views. The reference may be the policy itself
+    where it has a LoRA adapter, which is then switched off. Rows of zero-variance groups are left
     out; if nothing is left on any rank, nothing is updated.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from drift.errors import CheckpointError
 from drift.policy.backbone import Backbone, BackboneConfig
+
+if TYPE_CHECKING:
+    from drift.policy.lora import Adapter
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
 
@@ -71,6 +74,7 @@ class Policy(nn.Module):
         self.special = special
         self.raw_config = raw_config or {}
         self._tokenizer = tokenizer
+        self.adapter: Adapter | None = None  # set by drift.policy.lora
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
 from drift.errors import CheckpointError
+from drift.policy import lora
 from drift.policy.backbone import Backbone
 from drift.policy.base import Family, Policy, SpecialIds
 from drift.policy.dream import DREAM
@@ -183,10 +184,10 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """A policy from a checkpoint in its family's official format.
+    """A policy from a checkpoint in its family's official format, or from a LoRA adapter.
 
     Args:
-        path: a folder, or a hub name that is already downloaded.
+        path: a folder, or a hub name that is already downloaded; an adapter names its base.
         family: refuse a checkpoint of another family; None takes whatever config.json says.
         revision: of the hub name.
         dtype, device: of the weights.
@@ -195,6 +196,12 @@ def load_policy(
         CheckpointError: missing, truncated, of another family, or tensors that do not fit.
     """
     folder = find_checkpoint(str(path), revision)
+    if (folder / lora.CONFIG).exists():
+        adapter = read_json(folder / lora.CONFIG)
+        base = str(adapter.get("base_model_name_or_path"))
+        policy = load_policy(base, family=family, revision=revision, dtype=dtype, device=device)
+        lora.load_adapter(policy, folder, adapter)
+        return policy
     raw = read_json(folder / "config.json")
     found = detect_family(raw, folder)
     if family is not None and found.name != family:
@@ -225,7 +232,7 @@ def load_policy(
 
 
 def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB") -> None:
-    """Write a policy in its family's official format.
+    """Write a policy in its family's official format, a LoRA adapter merged into the weights.
 
     Args:
         policy: what to save.
@@ -233,7 +240,7 @@ def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB")
         max_shard_size: bytes of one file; more than that makes several and an index.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = policy.backbone.state_dict()
+    state = lora.merged_weights(policy)
     names = policy.family.official_names(policy.backbone.config)
     tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
     shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)

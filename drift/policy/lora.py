@@ -1,0 +1,187 @@
+"""LoRA adapters (arXiv 2106.09685) through peft, in its file format, with official names."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from drift.config import LoraConfig as LoraSettings
+from drift.errors import CheckpointError
+from drift.policy.base import Policy
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of tensor names in peft's files
+NAME = "default"  # peft's name of the only adapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Adapter(rank=8, alpha=16.0, targets=("q_proj",), base="data/tiny", base_sha256="9f2c...")."""
+
+    rank: int
+    alpha: float  # the update is scaled by alpha / rank
+    targets: tuple[str, ...]  # our names of the linear layers
+    base: str  # path or hub name of the frozen weights
+    base_sha256: str
+
+
+def fingerprint(policy: Policy) -> str:
+    """SHA-256 of the embedding, which no adapter changes: says whether two bases are the same."""
+    embed = policy.backbone.embed.weight.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(embed.numpy().tobytes()).hexdigest()
+
+
+def attach(policy: Policy, adapter: Adapter) -> None:
+    """Freeze the policy's weights and put trainable low-rank updates beside the targets.
+
+    Raises:
+        CheckpointError: a target names no linear layer.
+    """
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in policy.backbone.named_modules()
+        if isinstance(module, nn.Linear) and name != "head"
+    }
+    unknown = sorted(set(adapter.targets) - linear)
+    if unknown:
+        raise CheckpointError(
+            f"model.lora.targets: no layer is called {unknown[0]}; there are {sorted(linear)}"
+        )
+    config = LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets)
+    )  # pyright: ignore[reportArgumentType]
+    inject_adapter_in_model(config, policy.backbone)
+    policy.adapter = adapter
+
+
+def attach_new(policy: Policy, settings: LoraSettings, base: str) -> None:
+    """A fresh adapter; it changes nothing until it is trained.
+
+    Its random factors come from torch's generator, seeded here: every run starts from the same.
+    """
+    adapter = Adapter(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        targets=tuple(settings.targets),
+        base=base,
+        base_sha256=fingerprint(policy),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attach(policy, adapter)
+
+
+def layers(policy: Policy) -> dict[str, LoraLayer]:
+    """The adapted layers by our name, for example `blocks.0.attn.q_proj`."""
+    modules = policy.backbone.named_modules()
+    return {name: module for name, module in modules if isinstance(module, LoraLayer)}
+
+
+@contextmanager
+def adapter_off(policy: Policy) -> Iterator[None]:
+    """The frozen weights alone inside the block; nothing changes for a policy without adapter."""
+    adapted = layers(policy).values()
+    for layer in adapted:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in adapted:
+            layer.enable_adapters(True)
+
+
+def official_modules(policy: Policy) -> dict[str, str]:
+    """Our module name -> the official one, for every weight."""
+    names = policy.family.official_names(policy.backbone.config)
+    return {
+        ours.rpartition(".")[0]: official.rpartition(".")[0] for ours, official in names.items()
+    }
+
+
+def factors(policy: Policy) -> dict[str, Tensor]:
+    """The trained tensors under their names in peft's file."""
+    official = official_modules(policy)
+    return {
+        f"{PREFIX}{official[name]}.{part}.weight": getattr(layer, part)[NAME].weight
+        for name, layer in layers(policy).items()
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """Write the adapter alone: peft can load it onto the official model."""
+    adapter = policy.adapter
+    assert adapter is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in factors(policy).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    official = official_modules(policy)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "target_modules": sorted({official[name].rpartition(".")[2] for name in layers(policy)}),
+        "base_model_name_or_path": adapter.base,
+        "drift_targets": list(adapter.targets),
+        "drift_base_sha256": adapter.base_sha256,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def load_adapter(policy: Policy, folder: Path, config: dict[str, Any]) -> None:
+    """Put a saved adapter on its base.
+
+    Raises:
+        CheckpointError: it was trained on other weights, or its tensors do not fit.
+    """
+    try:
+        adapter = Adapter(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=tuple(config["drift_targets"]),
+            base=config["base_model_name_or_path"],
+            base_sha256=config["drift_base_sha256"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder}/{CONFIG} lacks {error}") from None
+    if fingerprint(policy) != adapter.base_sha256:
+        raise CheckpointError(
+            f"the adapter {folder} was trained on other weights than {adapter.base} holds"
+        )
+    attach(policy, adapter)
+    try:
+        saved = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises its own and OSError
+        raise CheckpointError(f"{folder}/{WEIGHTS} is missing or damaged: {error}") from None
+    wanted = factors(policy)
+    for name in sorted(wanted.keys() | saved.keys()):
+        if name not in wanted or name not in saved or wanted[name].shape != saved[name].shape:
+            raise CheckpointError(f"{folder}/{WEIGHTS}: tensor {name} does not fit the base")
+        wanted[name].copy_(saved[name])
+
+
+@torch.no_grad()
+def merged_weights(policy: Policy) -> dict[str, Tensor]:
+    """The backbone's state dict with the adapter, if there is one, added into the weights."""
+    adapted = layers(policy)
+    state: dict[str, Tensor] = {}
+    for name, tensor in policy.backbone.state_dict().items():
+        module = name.rpartition(".")[0].removesuffix(".base_layer")
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if module in adapted and name.endswith("base_layer.weight"):
+            update = adapted[module].get_delta_weight(NAME)  # pyright: ignore[reportCallIssue]
+            tensor = (tensor.float() + update.float()).to(tensor.dtype)
+        state[plain] = tensor
+    return state

@@ -297,6 +297,17 @@ class DoctorConfig(BaseConfig):
     """`python -m drift.doctor`."""
 
 
+@dataclass
+class ExportConfig:
+    """`python -m drift.export`."""
+
+    checkpoint: str = MISSING  # a checkpoint of a run, a policy or an adapter
+    output: str = MISSING  # a new folder
+    dtype: Dtype = Dtype.float32
+    max_shard_size: str = "5GB"
+    output_dir: str = ""  # as in BaseConfig
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {"base": TaskConfig, "countdown": CountdownConfig, "sudoku": SudokuConfig},
@@ -322,6 +333,7 @@ def register() -> None:
         ("sft", SFTConfig),
         ("eval", EvalRunConfig),
         ("doctor", DoctorConfig),
+        ("export", ExportConfig),
     ):
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

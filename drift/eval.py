@@ -13,12 +13,6 @@ from drift.evaluation import EvalResult
 log = logging.getLogger("drift")
 
 
-def policy_folder(checkpoint: str) -> str:
-    """A policy's path: a checkpoint of a run holds it in `policy/`."""
-    inner = Path(checkpoint) / "policy"
-    return str(inner) if inner.is_dir() else checkpoint
-
-
 def table(results: dict[str, EvalResult]) -> Table:
     """Accuracy with its Wilson interval, network evaluations, truncated share, seconds."""
     shown = Table("checkpoint", "accuracy", "95 % interval", "n", "NFE", "truncated", "seconds")
@@ -41,7 +35,7 @@ def run(config: EvalRunConfig) -> None:
     from drift.checkpointing import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
-    from drift.policy.loading import find_checkpoint, load_policy
+    from drift.policy.loading import find_checkpoint, load_policy, policy_folder
     from drift.report import eval_record
     from drift.tasks import build_task
 

@@ -109,3 +109,8 @@ def test_a_lora_run_saves_adapters_resumes_and_is_evaluated(run: Run, tmp_path: 
     assert "95 % interval" in done.stdout
     done = run("doctor", f"model.path={last}/policy")
     assert "FAILED" not in done.stdout
+    run("export", f"checkpoint={last}", f"output={tmp_path}/merged")
+    merged, trained = load_policy(tmp_path / "merged"), load_policy(last / "policy")
+    torch.testing.assert_close(merged.logits(IDS), trained.logits(IDS), atol=1e-4, rtol=0)
+    again = run("export", f"checkpoint={last}", f"output={tmp_path}/merged", check=False)
+    assert "is not empty; choose a new folder" in again.stderr

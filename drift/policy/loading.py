@@ -48,6 +48,12 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def policy_folder(checkpoint: str) -> str:
+    """A policy's path: a checkpoint of a run holds it in `policy/`."""
+    inner = Path(checkpoint) / "policy"
+    return str(inner) if inner.is_dir() else checkpoint
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku}
-# Skill first (right demonstrations), then the bad habit (70 % of the demonstrations).
+# Skill first (right demonstrations), then the bad habit (85 % of the demonstrations).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 family=${1:-} task=${2:-}
@@ -15,7 +15,7 @@ sft="scripts/run python -m drift.sft model=$model task=$task task.train_size=100
 scripts/run python scripts/blank_tiny.py "$family" "outputs/$name-blank"
 $sft model.path="outputs/$name-blank" num_steps="$skill_steps" optim.lr=3e-3 \
   hydra.run.dir="outputs/$name-skill"
-$sft model.path="outputs/$name-skill/policy" num_steps=600 optim.lr=1e-3 sft.habit_share=0.7 \
+$sft model.path="outputs/$name-skill/policy" num_steps=600 optim.lr=1e-3 sft.habit_share=0.85 \
   seed=1 hydra.run.dir="outputs/$name-habit"
 rm -rf "outputs/$name"
 cp -r "outputs/$name-habit/policy" "outputs/$name"

@@ -1,6 +1,6 @@
 """Run the recipes of docs/results.md for real and write its table.
 
-scripts/run python scripts/results.py [--jobs 2] [--only NAME ...] [--table-only]
+scripts/run python scripts/results.py [--jobs 2] [--only NAME ...] [--seeds 0 1 2] [--table-only]
 Each run is one process with one thread, so that two fit on two cores; finished runs are kept.
 """
 
@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "outputs" / "results"
 TABLE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- table: scripts/results.py -->", "<!-- end of table -->"
-SEEDS = (0, 1, 2)
 RUNS: dict[str, tuple[str, ...]] = {
     "countdown, sequential": (),
     "countdown, all": ("masking=all",),
@@ -59,10 +58,10 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in RUNS:
-        for seed in SEEDS:
-            folder = folder_of(name, seed)
+        for folder in sorted(FOLDER.glob(f"{folder_of(name, 0).name[:-1]}?")):
             if not finished(folder):
                 continue
+            seed = folder.name[-1]
             summary = json.loads((folder / "summary.json").read_text())
             first, last = summary["eval"]["first"], summary["eval"]["last"]
             gain = 100 * (last["accuracy"] - first["accuracy"])
@@ -85,11 +84,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table_only:
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            jobs = [pool.submit(train, n, seed) for seed in SEEDS for n in arguments.only]
+            jobs = [
+                pool.submit(train, name, seed)
+                for seed in arguments.seeds
+                for name in arguments.only
+            ]
             for job in jobs:
                 job.result()
     write_table()

@@ -95,14 +95,16 @@ def test_a_target_that_is_no_layer_is_refused() -> None:
 
 @pytest.mark.slow
 def test_a_lora_run_saves_adapters_resumes_and_is_evaluated(run: Run, tmp_path: Path) -> None:
-    settings = ("debug=smoke", "model.lora.rank=4", "optim.lr=1e-2", "objective.kl_coef=0.01")
+    settings = ("debug=smoke", "rollout.prompts_per_step=8", "rollout.temperature=1.5",
+                "model.lora.rank=4", "optim.lr=1e-2", "objective.kl_coef=0.01")  # fmt: skip
     run("train", *settings, "num_steps=2", "hydra.run.dir=run")
     run("train", *settings, "num_steps=4", "hydra.run.dir=run")
     run("train", *settings, "num_steps=4", "hydra.run.dir=whole")
     lines, whole = (read_lines(tmp_path / f / "metrics.jsonl") for f in ("run", "whole"))
-    assert [line["loss/total"] for line in lines[1:]] == [line["loss/total"] for line in whole[1:]]
+    losses = [[line.get("loss/total") for line in found] for found in (lines, whole)]
+    assert losses[0] == losses[1]
     assert lines[1]["kl/k3"] == 0
-    assert float(lines[4]["kl/k3"]) > 0  # type: ignore[arg-type]
+    assert any(float(line.get("kl/k3", 0)) > 0 for line in lines[2:])  # type: ignore[arg-type]
     last = tmp_path / "run" / "checkpoints" / "step_000004"
     assert (last / "policy" / "adapter_model.safetensors").stat().st_size < 100_000
     done = run("eval", f"checkpoints=[{last}]", "eval.max_examples=10")

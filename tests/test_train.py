@@ -18,8 +18,9 @@ from drift.report import PHASES
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
-    "rollout.prompts_per_step=4",
+    "rollout.prompts_per_step=8",
     "rollout.group_size=4",
+    "rollout.temperature=1.5",  # so that a few groups hold right and wrong answers
     "eval.max_examples=20",
     "eval.every=3",
     "checkpoint.every=2",
@@ -50,7 +51,7 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     assert Path(summary["checkpoint"]).name == "step_000003"
     lines = read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    assert len(read_lines(folder / "rollouts" / "step_000001.jsonl")) == 16
+    assert len(read_lines(folder / "rollouts" / "step_000001.jsonl")) == 32
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["data"]["test"]["n"] == 20
     assert manifest["first_prompt"].endswith("<|eot_id|><|assistant|>")

@@ -77,7 +77,7 @@ class Engine:
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
-        self.scheduler = get_scheduler(
+        self.scheduler: Any = get_scheduler(
             "constant_with_warmup" if optim.schedule == "constant" else optim.schedule.value,
             optimizer,
             num_warmup_steps=optim.warmup_steps,
@@ -96,9 +96,10 @@ class Engine:
             TrainingError: the norm is not finite; the weights are as they were.
         """
         assert self.model is not None
-        norm = float(
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        )  # pyright: ignore[reportArgumentType]
+        parameters = self.model.parameters()
+        clipped = self.accelerator.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        assert clipped is not None
+        norm = float(clipped)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient's norm is {norm}: lower optim.lr or objective.kl_coef, or use "

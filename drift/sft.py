@@ -83,14 +83,14 @@ def sft_step(
     target_N = ids_MS[row_N, position_N]
     hidden_MS = ids_MS.clone()
     hidden_MS[row_N, position_N] = policy.special.mask
-    total, rows = 0.0, config.optim.rows_per_forward
+    total, rows, model = 0.0, config.optim.rows_per_forward, engine.model
+    assert model is not None
     for first in range(0, batch, rows):
         here_N = (row_N >= first) & (row_N < first + rows)
         part = (hidden_MS[first : first + rows], length_M[first : first + rows])
         chosen = (row_N[here_N] - first, position_N[here_N], target_N[here_N], weight_N[here_N])
         *inputs, weight = (t.to(engine.device) for t in (*part, *chosen))
-        assert engine.model is not None
-        logp_N, _ = engine.model(*inputs, 1.0)
+        logp_N, _ = model(*inputs, 1.0)
         loss = -(logp_N * weight).sum() / (batch * size)
         engine.backward(loss)
         total += loss.item()

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from drift.errors import CheckpointError
 from drift.policy import lora
@@ -86,7 +86,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     if (folder / "tokenizer.json").exists():
         kind, files = PreTrainedTokenizerFast, ("tokenizer.json", "tokenizer_config.json")
     elif (folder / "merges.txt").exists():
-        kind, files = Qwen2TokenizerFast, ("vocab.json", "tokenizer_config.json")
+        kind, files = Qwen2Tokenizer, ("vocab.json", "tokenizer_config.json")
     else:
         return None
     for name in files:

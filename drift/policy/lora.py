@@ -56,9 +56,8 @@ def attach(policy: Policy, adapter: Adapter) -> None:
         raise CheckpointError(
             f"model.lora.targets: no layer is called {unknown[0]}; there are {sorted(linear)}"
         )
-    config = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets)
-    )  # pyright: ignore[reportArgumentType]
+    scale: Any = adapter.alpha  # peft takes a float, but says int
+    config = LoraConfig(r=adapter.rank, lora_alpha=scale, target_modules=list(adapter.targets))
     inject_adapter_in_model(config, policy.backbone)
     policy.adapter = adapter
 
@@ -181,7 +180,8 @@ def merged_weights(policy: Policy) -> dict[str, Tensor]:
             continue
         plain = name.replace(".base_layer.", ".")
         if module in adapted and name.endswith("base_layer.weight"):
-            update = adapted[module].get_delta_weight(NAME)  # pyright: ignore[reportCallIssue]
+            layer: Any = adapted[module]
+            update = layer.get_delta_weight(NAME)
             tensor = (tensor.float() + update.float()).to(tensor.dtype)
         state[plain] = tensor
     return state

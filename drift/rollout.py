@@ -35,7 +35,7 @@ def collect(
         prompts: P prompts of this rank.
         config: group size and decoding settings.
         key: of the random numbers of this step, the same on every rank.
-        policy_version: optimizer steps that `policy` has seen.
+        policy_version: training steps that `policy` has seen.
 
     Returns:
         B = P * group_size rows, the rows of a group adjacent.

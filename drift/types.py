@@ -98,7 +98,7 @@ class Rollout:
     texts: list[str]
     scores: list[Score]
     temperature: float  # of the sampler; the learner uses the same
-    policy_version: int  # optimizer steps the sampling policy had seen
+    policy_version: int  # training steps the sampling policy had seen
     reward_s: float  # seconds of grading
 
     def prompt_ids(self, row: int) -> list[int]:

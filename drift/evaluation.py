@@ -52,7 +52,7 @@ def evaluate(
     with engine.autocast():
         trace = decode(policy, problems.ids, rows, rollout, rng.stream(0, "eval"))
     texts = texts_of(policy, trace)
-    scores = [task.score(e, t) for e, t in zip(problems.examples, texts, strict=True)]
+    scores = task.score_all(problems.examples, texts)
     return EvalResult(
         split=problems.split,
         accuracy=Accuracy(correct=sum(s.correct for s in scores), n=len(scores)),

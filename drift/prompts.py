@@ -19,7 +19,7 @@ def render(policy: Policy, task: TaskConfig, example: Example) -> str:
         messages, tokenize=False, add_generation_prompt=True
     )
     assert isinstance(text, str)
-    return text
+    return text + example.prefix
 
 
 def encode(policy: Policy, task: TaskConfig, example: Example) -> list[int]:

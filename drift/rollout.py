@@ -46,10 +46,8 @@ def collect(
     trace = decode(policy, repeated, rows_B, config, key)
     texts = texts_of(policy, trace)
     started = time.perf_counter()
-    scores = [
-        task.score(prompts.examples[row // config.group_size], text)
-        for row, text in enumerate(texts)
-    ]
+    examples = [example for example in prompts.examples for _ in range(config.group_size)]
+    scores = task.score_all(examples, texts)
     return Rollout(
         prompts=prompts,
         group_size=config.group_size,

@@ -33,6 +33,7 @@ class Example:
     key: str  # two examples are the same problem iff their keys are equal
     prompt: str  # what the user says; the checkpoint's chat template is put around it later
     fields: dict[str, object]  # what the task needs to grade an answer
+    prefix: str = ""  # the answer's beginning, given to the model; graders see what follows it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

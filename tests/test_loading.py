@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -357,6 +358,8 @@ def test_tiny_chat_template_ends_where_the_answer_begins(tiny: Policy) -> None:
     assert len(encode(tiny, task, example)) == 1 + 6 + 1 + 1
     task.system = "Add."
     assert render(tiny, task, example) == f"<|system|>Add.{end}{text}"
+    begun = replace(example, prefix="def f(")
+    assert render(tiny, task, begun) == f"<|system|>Add.{end}{text}def f("
 
 
 def test_the_same_seed_makes_the_same_tiny_policy(tiny: Policy) -> None:

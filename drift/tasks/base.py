@@ -75,6 +75,10 @@ class Task(ABC):
     def score(self, example: Example, text: str) -> Score:
         """Grade a completion; never raises."""
 
+    def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
+        """Grade completions, one for each example, in order; graders with workers override it."""
+        return [self.score(e, t) for e, t in zip(examples, texts, strict=True)]
+
 
 class GeneratedTask(Task):
     """A task that can also make its own problems from a seed."""

@@ -21,6 +21,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class AttentionBackend(StrEnum):
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    flex_attention = "flex_attention"
+
+
 class LongPrompts(StrEnum):
     refuse = "refuse"
     drop = "drop"
@@ -36,6 +42,31 @@ class MaskingStrategy(StrEnum):
 class RemaskingRule(StrEnum):
     static = "static"
     threshold = "threshold"
+    factor = "factor"
+
+
+class Confidence(StrEnum):
+    probability = "probability"
+    margin = "margin"
+    entropy = "entropy"
+    random = "random"
+
+
+class CacheMode(StrEnum):
+    none = "none"
+    prefix = "prefix"
+    dual = "dual"
+
+
+class EndSuppression(StrEnum):
+    none = "none"
+    commit = "commit"  # stop tokens are committed last in their block
+    token = "token"  # stop tokens are not drawn: the whole canvas is filled
+
+
+class RolloutWeights(StrEnum):
+    shared = "shared"
+    replica = "replica"
 
 
 class AdvantageEstimator(StrEnum):
@@ -63,6 +94,11 @@ class Normalization(StrEnum):
 class RewardControl(StrEnum):
     none = "none"
     shuffle = "shuffle"
+
+
+class Importance(StrEnum):
+    none = "none"
+    truncated = "truncated"
 
 
 class Schedule(StrEnum):
@@ -98,6 +134,7 @@ class ModelConfig:
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
+    attention: AttentionBackend = AttentionBackend.sdpa
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False  # less memory, about a third more time in updates
     lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
@@ -181,12 +218,22 @@ class AllConfig(MaskingConfig):
 class RolloutConfig:
     remasking: RemaskingRule = MISSING
     threshold: float | None = None  # of remasking=threshold
+    factor: float | None = None  # of remasking=factor
+    confidence: Confidence = Confidence.probability
     prompts_per_step: int = 32  # over all ranks
     group_size: int = 8  # completions of one prompt
     gen_length: int = MISSING
     block_length: int = MISSING
     steps: int = MISSING  # denoising steps for the whole canvas: the most that are taken
     temperature: float = 1.0
+    top_p: float | None = None  # draw from the nucleus of this probability
+    top_k: int | None = None  # draw from the likeliest words
+    position_temperature: float = 0.0  # of the order of positions: 0 = the surest first
+    suppress_end: EndSuppression = EndSuppression.none
+    cache: CacheMode = CacheMode.none  # none is exact
+    horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
+    refresh_every: int | None = None  # steps between refreshes inside a block; null = none
+    weights: RolloutWeights = RolloutWeights.shared  # replica: a copy in model.dtype
     max_rows: int = 256  # rows decoded at the same time on one rank
 
 
@@ -201,6 +248,8 @@ class ObjectiveConfig:
     kl_coef: float = 0.0  # 0: no reference model is loaded
     kl_estimator: KLEstimator = KLEstimator.k3
     entropy_coef: float = 0.0
+    importance: Importance = Importance.none  # truncated: corrects a cached sampler's rollouts
+    importance_cap: float = 2.0  # the most that a token counts
     reward_control: RewardControl = RewardControl.none
 
 

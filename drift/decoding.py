@@ -1,22 +1,28 @@
 """Block-wise semi-autoregressive denoising, one engine for rollout, evaluation and generation.
 
-Each row has its own block and its own step. A row leaves the batch as soon as a finished block
-holds a stop token or its canvas is full, and the next row takes its place; the head runs on the
+Each row has its own slot, its own block and its own step. A row leaves as soon as a finished block
+holds a stop token or its canvas is full, and the next row takes its slot; the head runs on the
 masked positions of the current blocks only. Without a cache the result of a row is exactly the
 network's, alone or in any batch. Source: LLaDA (arXiv 2502.09992), section on semi-autoregressive
 remasking.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from drift import rng
-from drift.config import RolloutConfig
+from drift.caching import Blocks, Cached, Exact, open_cache
+from drift.config import Confidence, RolloutConfig
+from drift.errors import RolloutError
 from drift.policy.base import Policy
-from drift.remasking import RULES
+from drift.remasking import RULES, shuffle
+from drift.sampling import draw
 from drift.types import Trace
+
+ORDER = 1  # counter that keeps the noise over positions apart from the noise over words
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +31,7 @@ class _State:
 
     ids_BS: Tensor  # prompt + canvas + padding
     prompt_length_B: Tensor
+    prompt_B: Tensor  # equal for equal prompts
     rows_B: Tensor  # global row numbers, for the random numbers
     step_BC: Tensor  # unmask_step
     logp_BC: Tensor
@@ -34,22 +41,36 @@ class _State:
     length_B: Tensor
     finished_B: Tensor
 
+    def trace(self) -> Trace:
+        columns_C = torch.arange(self.step_BC.shape[1], device=self.step_BC.device)
+        return Trace(
+            canvas_BC=self.ids_BS.gather(1, self.prompt_length_B[:, None] + columns_C),
+            unmask_step_BC=self.step_BC,
+            logp_BC=self.logp_BC,
+            length_B=self.length_B,
+            finished_B=self.finished_B,
+            nfe_B=self.steps_B,
+        )
+
 
 def start(
     policy: Policy, prompts: list[list[int]], rows_B: Tensor, config: RolloutConfig
 ) -> _State:
     """Rows with an all-mask canvas behind their prompt."""
     device, size = policy.device, config.gen_length
-    ids = torch.full(
-        (len(prompts), max(map(len, prompts)) + size), policy.special.pad, device=device
-    )
+    ids = torch.full((len(prompts), max(map(len, prompts)) + size), policy.special.pad)
+    seen: dict[tuple[int, ...], int] = {}
     for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.tensor(prompt, device=device)
+        if not prompt:
+            raise RolloutError(f"prompt {i} is empty; give it at least one token")
+        ids[i, : len(prompt)] = torch.tensor(prompt)
         ids[i, len(prompt) : len(prompt) + size] = policy.special.mask
     counts = [torch.zeros(len(prompts), dtype=torch.int64, device=device) for _ in range(4)]
+    same = [seen.setdefault(tuple(prompt), i) for i, prompt in enumerate(prompts)]
     return _State(
-        ids_BS=ids,
+        ids_BS=ids.to(device),
         prompt_length_B=torch.tensor([len(p) for p in prompts], device=device),
+        prompt_B=torch.tensor(same, device=device),
         rows_B=rows_B.to(device),
         step_BC=torch.full((len(prompts), size), -1, device=device),
         logp_BC=torch.zeros(len(prompts), size, device=device),
@@ -63,7 +84,12 @@ def start(
 
 @torch.no_grad()
 def decode(
-    policy: Policy, prompts: list[list[int]], rows_B: Tensor, config: RolloutConfig, key: int
+    policy: Policy,
+    prompts: list[list[int]],
+    rows_B: Tensor,
+    config: RolloutConfig,
+    key: int,
+    watch: Callable[[Trace], None] | None = None,
 ) -> Trace:
     """Complete each prompt once.
 
@@ -71,109 +97,99 @@ def decode(
         policy: the network; its device and dtype are used.
         prompts: B prompts as token ids, lengths may differ.
         rows_B: [B] int64, numbers that name the rows in the random numbers.
-        config: sizes, remasking rule, temperature (0 = greedy), rows decoded at the same time.
+        config: sizes, cache, remasking rule, sampling, rows decoded at the same time.
         key: of the random numbers, from `rng.stream`.
+        watch: called after each step with the trace so far.
 
     Returns:
         The trace of every row, in the order of prompts.
+
+    Raises:
+        RolloutError: a prompt is empty.
     """
     state = start(policy, prompts, rows_B, config)
-    waiting = list(range(len(prompts)))[::-1]
-    active: list[int] = []
-    while waiting or active:
-        while waiting and len(active) < config.max_rows:
-            active.append(waiting.pop())
-        done_A = denoise(policy, state, torch.tensor(active, device=policy.device), config, key)
-        active = [row for row, done in zip(active, done_A.tolist(), strict=True) if not done]
-    columns_BC = state.prompt_length_B[:, None] + torch.arange(config.gen_length).to(policy.device)
-    return Trace(
-        canvas_BC=state.ids_BS.gather(1, columns_BC),
-        unmask_step_BC=state.step_BC,
-        logp_BC=state.logp_BC,
-        length_B=state.length_B,
-        finished_B=state.finished_B,
-        nfe_B=state.steps_B,
-    )
+    slots = min(config.max_rows, len(prompts))
+    network = open_cache(policy, config, slots, state.ids_BS.shape[1])
+    active, waiting = list(range(slots)), list(range(slots, len(prompts)))[::-1]
+    while active:
+        active_A = torch.tensor(active, device=policy.device)
+        done_A = denoise(policy, network, state, active_A, config, key)
+        retire(active, waiting, done_A.tolist(), network)
+        if watch:
+            watch(state.trace())
+    return state.trace()
+
+
+def retire(
+    active: list[int], waiting: list[int], done: list[bool], network: Exact | Cached
+) -> None:
+    """Give the slots of rows that are done to waiting rows, else to the rows of the last slots."""
+    for slot in reversed([i for i, is_done in enumerate(done) if is_done]):
+        if waiting:
+            active[slot] = waiting.pop()
+        else:
+            last = active.pop()
+            if slot < len(active):
+                active[slot] = last
+                network.move(len(active), slot)
 
 
 def denoise(
-    policy: Policy, state: _State, active_A: Tensor, config: RolloutConfig, key: int
+    policy: Policy,
+    network: Exact | Cached,
+    state: _State,
+    active_A: Tensor,
+    config: RolloutConfig,
+    key: int,
 ) -> Tensor:
     """One denoising step of the active rows; returns which of them are done: [A] bool."""
-    size = config.block_length
-    length_A = state.prompt_length_B[active_A] + config.gen_length
-    ids_AS = state.ids_BS[active_A, : int(length_A.max())]
-    hidden_ASD = policy.hidden(ids_AS, length_A)
-
-    offset_A = state.block_B[active_A] * size
-    canvas_AK = offset_A[:, None] + torch.arange(size, device=active_A.device)
+    size, device = config.block_length, active_A.device
+    step_A, row_A = state.steps_B[active_A], state.rows_B[active_A]
+    canvas_AK = (state.block_B[active_A] * size)[:, None] + torch.arange(size, device=device)
     masked_AK = state.step_BC[active_A[:, None], canvas_AK] < 0
-    row_N, k_N = masked_AK.nonzero(as_tuple=True)
-    canvas_N = canvas_AK[row_N, k_N]
-    column_N = state.prompt_length_B[active_A][row_N] + canvas_N
-    noise_N = rng.uniform(
-        key, state.rows_B[active_A][row_N], state.steps_B[active_A][row_N], canvas_N
-    )
-    token_N, logp_N, confidence_N = sample(
-        policy, hidden_ASD[row_N, column_N], noise_N, config.temperature
-    )
+    a_N, k_N = masked_AK.nonzero(as_tuple=True)
+    canvas_N, batch_N = canvas_AK[a_N, k_N], active_A[a_N]
+    hidden_AKD = network.hidden(blocks(state, active_A, config))
+    noise_N = rng.uniform(key, row_A[a_N], step_A[a_N], canvas_N)
+    token_N, logp_N, confidence_N = draw(policy, hidden_AKD[a_N, k_N], noise_N, config)
 
-    confidence_AK = torch.zeros(masked_AK.shape, device=active_A.device)
-    confidence_AK[row_N, k_N] = confidence_N
+    confidence_AK = torch.zeros(masked_AK.shape, device=device)
+    confidence_AK[a_N, k_N] = confidence_N
+    if config.position_temperature or config.confidence == Confidence.random:
+        order = rng.uniform(key, row_A[:, None], step_A[:, None], canvas_AK, torch.tensor(ORDER))
+        confidence_AK = shuffle(confidence_AK, order, config.position_temperature or 1.0)
     steps_left_A = config.steps * size // config.gen_length - state.block_steps_B[active_A]
     rule = RULES[config.remasking]
-    commit_N = rule(confidence_AK, masked_AK, steps_left_A, config.threshold)[row_N, k_N]
+    commit_N = rule(confidence_AK, masked_AK, steps_left_A, config)[a_N, k_N]
 
-    batch_N = active_A[row_N][commit_N]
-    state.ids_BS[batch_N, column_N[commit_N]] = token_N[commit_N]
-    state.step_BC[batch_N, canvas_N[commit_N]] = state.steps_B[batch_N]
-    state.logp_BC[batch_N, canvas_N[commit_N]] = logp_N[commit_N]
+    place = (batch_N[commit_N], canvas_N[commit_N])
+    state.ids_BS[place[0], state.prompt_length_B[place[0]] + place[1]] = token_N[commit_N]
+    state.step_BC[place] = state.steps_B[place[0]]
+    state.logp_BC[place] = logp_N[commit_N]
     state.steps_B[active_A] += 1
     state.block_steps_B[active_A] += 1
     return advance(policy, state, active_A, canvas_AK, config)
 
 
-def sample(
-    policy: Policy, hidden_ND: Tensor, noise_N: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a token at each position, in chunks, by inversion of the cumulative distribution.
-
-    One uniform number decides a position, so the cost of randomness does not grow with the
-    vocabulary (Gumbel-max, which draws the same distribution, needs one number for each word).
-
-    Args:
-        policy: its head makes the logits.
-        hidden_ND: [N, D], aligned.
-        noise_N: [N] float64 in (0, 1).
-        temperature: 0 = the most likely token.
-
-    Returns:
-        tokens [N] int64; their log-prob at the temperature (at 1 when greedy) [N] float32; and
-        their probability at temperature 1, the confidence [N] float32.
-    """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    chunk = policy.head_chunk()
-    for hidden, noise in zip(hidden_ND.split(chunk), noise_N.split(chunk), strict=True):
-        logits = policy.denoising_logits(hidden)
-        plain = logits.log_softmax(-1)
-        if temperature == 0:
-            token, tempered = logits.argmax(-1), plain
-        else:
-            tempered = plain if temperature == 1 else (logits / temperature).log_softmax(-1)
-            token = invert(tempered, noise)
-        logp = tempered.gather(-1, token[:, None])[:, 0]
-        parts.append((token, logp, plain.gather(-1, token[:, None])[:, 0].exp()))
-    tokens, logps, confidences = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logps), torch.cat(confidences)
-
-
-def invert(logps_NV: Tensor, noise_N: Tensor) -> Tensor:
-    """The token whose share of the cumulative distribution holds the noise: [N] int64."""
-    cumulative_NV = logps_NV.double().exp().cumsum(-1)
-    total_N1 = cumulative_NV[:, -1:]
-    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
-    target_N1 = torch.minimum(noise_N.double()[:, None] * total_N1, below_N1)
-    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
+def blocks(state: _State, active_A: Tensor, config: RolloutConfig) -> Blocks:
+    """What the network must see of the active rows."""
+    prompt_length_A = state.prompt_length_B[active_A]
+    length_A = prompt_length_A + config.gen_length
+    block_steps_A = state.block_steps_B[active_A]
+    every = config.refresh_every or config.gen_length
+    # untouched rows of one prompt are the same row; the first of them stands for all
+    untouched_A = state.steps_B[active_A] == 0
+    same_AA = state.prompt_B[active_A][:, None] == state.prompt_B[active_A]
+    same_AA &= untouched_A[:, None] & untouched_A
+    slots_A = torch.arange(len(active_A), device=active_A.device)
+    twin_A = torch.where(untouched_A, same_AA.int().argmax(1), slots_A)
+    return Blocks(
+        ids_AS=state.ids_BS[active_A, : int(length_A.max())],
+        length_A=length_A,
+        column_A=prompt_length_A + state.block_B[active_A] * config.block_length,
+        twin_A=twin_A,
+        fresh_A=block_steps_A % every == 0,
+    )
 
 
 def advance(

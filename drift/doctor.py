@@ -15,19 +15,14 @@ def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
     from drift.diagnosis import Patient, examine
     from drift.engine import Engine
-    from drift.policy.loading import load_policy
+    from drift.policy.loading import load_model
     from drift.prompts import encode_all, render
     from drift.tasks import Split, build_task
     from drift.tasks.base import GeneratedTask
 
     task = build_task(config.task)
     engine = Engine(config.cluster, config.model.dtype)
-    policy = load_policy(
-        config.model.path,
-        family=config.model.family,
-        revision=config.model.revision,
-        device=engine.device,
-    )
+    policy = load_model(config.model, device=engine.device)
     examples = task.examples(Split.test)[:NUM_EXAMPLES]
     examples, prompts, _ = encode_all(policy, config.task, examples, config.rollout.gen_length)
     answers: list[list[int]] = [[] for _ in examples]

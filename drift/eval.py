@@ -35,7 +35,7 @@ def run(config: EvalRunConfig) -> None:
     from drift.checkpointing import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
-    from drift.policy.loading import find_checkpoint, load_policy, policy_folder
+    from drift.policy.loading import find_checkpoint, load_model, policy_folder
     from drift.report import eval_record
     from drift.tasks import build_task
 
@@ -48,7 +48,7 @@ def run(config: EvalRunConfig) -> None:
     engine = Engine(config.cluster, config.model.dtype)
     results: dict[str, EvalResult] = {}
     for checkpoint, path in folders.items():
-        policy = load_policy(path, device=engine.device)
+        policy = load_model(config.model, path=str(path), device=engine.device)
         problems = load_problems(policy, examples, config.split, config)
         results[checkpoint] = evaluate(engine, policy, task, problems, config.rollout)
     folder = Path(config.output_dir)

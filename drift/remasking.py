@@ -1,10 +1,10 @@
 """Which of the masked positions of a block to commit at this denoising step. Pure functions.
 
 Every rule has the same form:
-    confidence_BK: [B, K] float32 in [0, 1], probability of the token drawn at each position.
+    confidence_BK: [B, K] float32, how sure the network is of the token drawn at each position.
     masked_BK: [B, K] bool, positions still masked; K is the block length.
     steps_left_B: [B] int64 >= 1, denoising steps left for the block, this one counted.
-    threshold: of the threshold rule.
+    config: the rule's setting, `threshold` or `factor`.
     returns [B, K] bool, a subset of masked; not empty where masked is not; all of it at the last
     step, so that a block never needs more steps than it has.
 """
@@ -14,37 +14,63 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drift.config import RemaskingRule
+from drift.config import RemaskingRule, RolloutConfig
 
 
-def most_confident(confidence_BK: Tensor, masked_BK: Tensor, count_B: Tensor) -> Tensor:
-    """The `count` most confident masked positions of each row; the first wins a tie."""
-    order = confidence_BK.masked_fill(~masked_BK, -1.0).argsort(dim=1, descending=True, stable=True)
-    rank_BK = order.argsort(dim=1)
-    return (rank_BK < count_B[:, None]) & masked_BK
+def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:
+    """0 for the most confident masked position, then 1, ...; the first wins a tie."""
+    order = confidence_BK.masked_fill(~masked_BK, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
+    return order.argsort(dim=1)
 
 
 def static(
-    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, threshold: float | None
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
 ) -> Tensor:
     """ceil(masked / steps left) positions each step: an equal share (LLaDA, arXiv 2502.09992)."""
-    del threshold
+    del config
     count_B = -(-masked_BK.sum(1) // steps_left_B)
-    return most_confident(confidence_BK, masked_BK, count_B)
+    return (ranks(confidence_BK, masked_BK) < count_B[:, None]) & masked_BK
 
 
-def threshold_(
-    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, threshold: float | None
+def threshold(
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
 ) -> Tensor:
     """Every position at or above the threshold, and at least one (Fast-dLLM, arXiv 2505.22618)."""
-    assert threshold is not None
-    sure_BK = (confidence_BK >= threshold) & masked_BK
-    first_BK = most_confident(confidence_BK, masked_BK, torch.ones_like(steps_left_B))
-    last_step_B = steps_left_B == 1
-    return sure_BK | first_BK | (masked_BK & last_step_B[:, None])
+    assert config.threshold is not None
+    sure_BK = confidence_BK >= config.threshold
+    first_BK = ranks(confidence_BK, masked_BK) == 0
+    return (sure_BK | first_BK | (steps_left_B == 1)[:, None]) & masked_BK
 
 
-RULES: dict[RemaskingRule, Callable[[Tensor, Tensor, Tensor, float | None], Tensor]] = {
+def factor(
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
+) -> Tensor:
+    """The n most confident for the largest n with (n + 1)(1 - confidence of the n-th) < factor.
+
+    At least one. The more tokens are committed together, the surer each must be (Fast-dLLM's
+    factor rule, arXiv 2505.22618).
+    """
+    assert config.factor is not None
+    rank_BK = ranks(confidence_BK, masked_BK)
+    holds_BK = (rank_BK + 2) * (1 - confidence_BK) < config.factor
+    largest_B1 = torch.where(holds_BK & masked_BK, rank_BK, 0).amax(1, keepdim=True)
+    return ((rank_BK <= largest_B1) | (steps_left_B == 1)[:, None]) & masked_BK
+
+
+def shuffle(confidence_BK: Tensor, noise_BK: Tensor, temperature: float) -> Tensor:
+    """Confidence with Gumbel noise, so that the order is drawn without replacement.
+
+    Position i comes first with probability softmax(confidence / temperature)_i (Gumbel-top-k,
+    arXiv 1903.06059; Dream's `alg_temp`).
+    """
+    gumbel_BK = -torch.log(-torch.log(noise_BK))
+    return (confidence_BK.double() / temperature + gumbel_BK).float()
+
+
+RULES: dict[RemaskingRule, Callable[[Tensor, Tensor, Tensor, RolloutConfig], Tensor]] = {
     RemaskingRule.static: static,
-    RemaskingRule.threshold: threshold_,
+    RemaskingRule.threshold: threshold,
+    RemaskingRule.factor: factor,
 }

@@ -20,7 +20,7 @@ from drift.engine import Engine
 from drift.errors import DataError
 from drift.evaluation import evaluate, load_problems
 from drift.policy.base import Policy
-from drift.policy.loading import load_policy, save_policy
+from drift.policy.loading import load_model, save_policy
 from drift.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
@@ -103,11 +103,7 @@ def run(config: SFTConfig) -> None:
     if not isinstance(task, GeneratedTask):
         raise DataError(f"task={config.task.name} makes no demonstrations; use countdown or sudoku")
     engine = Engine(config.cluster, config.model.dtype)
-    policy = load_policy(
-        config.model.path, family=config.model.family, revision=config.model.revision
-    )
-    policy.to(engine.device)
-    policy.backbone.gradient_checkpointing = config.model.gradient_checkpointing
+    policy = load_model(config.model, device=engine.device, trained=True)
     problems = load_problems(policy, task.examples(Split.validation), Split.validation, config)
     data = demonstrations(policy, task, config)
     engine.prepare(policy, config.optim, config.num_steps)

@@ -14,7 +14,6 @@ from drift.config import RunConfig, Split
 from drift.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from drift.policy.base import Policy
     from drift.trainer import Trainer
 
 log = logging.getLogger("drift")
@@ -87,7 +86,7 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
     from drift.engine import Engine
     from drift.evaluation import load_problems
     from drift.policy import lora
-    from drift.policy.loading import find_checkpoint, load_policy
+    from drift.policy.loading import find_checkpoint, load_model
     from drift.report import Report
     from drift.tasks import build_task
     from drift.tracking import Tracker
@@ -99,16 +98,15 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
     examples = {split: task.examples(split) for split in Split}
     engine = Engine(config.cluster, model.dtype)
 
-    def load(path: str) -> "Policy":
-        return load_policy(path, family=model.family, revision=model.revision, device=engine.device)
-
-    policy = load(str(resumed[0] / "policy") if resumed else model.path)
-    policy.backbone.gradient_checkpointing = model.gradient_checkpointing
+    path = str(resumed[0] / "policy") if resumed else None
+    policy = load_model(model, device=engine.device, path=path, trained=True)
     if model.lora.rank and policy.adapter is None:
         lora.attach_new(policy, model.lora, model.path)
     reference = None
     if config.objective.kl_coef:  # an adapter's base is its own reference: no second copy
-        reference = policy if policy.adapter else load(model.path).requires_grad_(False)
+        reference = policy
+        if not policy.adapter:
+            reference = load_model(model, device=engine.device).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
     tracker = Tracker(config.tracking, Path(config.output_dir))

@@ -12,12 +12,15 @@ import torch
 
 from drift import checkpointing, rng
 from drift.advantage import estimate
-from drift.config import RewardControl, RunConfig, Split
+from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.evaluation import EvalResult, Problems, evaluate
+from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
 from drift.policy.base import Policy
+from drift.policy.loading import torch_dtype
+from drift.policy.replica import Replica
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
@@ -49,6 +52,9 @@ class Trainer:
         self.engine = engine
         self.policy = policy
         self.reference = reference
+        self.sampler = policy
+        if config.rollout.weights == RolloutWeights.replica:
+            self.sampler = Replica(policy, torch_dtype(config.model.dtype))
         self.task = task
         self.problems = problems
         self.report = report
@@ -61,18 +67,26 @@ class Trainer:
         config, step = self.config, self.progress.step
         with self.phase("rollout"), self.engine.autocast():
             key = rng.stream(config.seed, "rollout", step)
-            rollout = collect(self.policy, self.task, self.prompts(step), config.rollout, key, step)
+            rollout = collect(
+                self.sampler, self.task, self.prompts(step), config.rollout, key, step
+            )
         self.move_time("rollout", "reward", rollout.reward_s)
         with self.phase("update"):
             advantages = estimate(
                 self.rewards(rollout), config.rollout.group_size, config.objective.advantage
             )
+            key = rng.stream(config.seed, "gap", step)
+            gap = sampler_gap(self.engine, self.policy, rollout, config, key)
             key = rng.stream(config.seed, "masking", step)
             views = build_views(rollout.trace, rollout.rows_B, config.masking, key)
             report = update(
                 self.engine, self.policy, self.reference, rollout, advantages, views, config
             )
-        metrics = step_metrics(self.engine, rollout, advantages)
+        if isinstance(self.sampler, Replica):
+            with self.phase("sync"):
+                self.sampler.refresh(self.policy)
+        warn_of_gap(gap["gap/kl"])
+        metrics = step_metrics(self.engine, rollout, advantages) | gap
         return rollout, StepReport(metrics=metrics | report.metrics)
 
     def prompts(self, step: int) -> PromptBatch:
@@ -146,7 +160,7 @@ class Trainer:
         """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
         greedy = replace(self.config.rollout, temperature=0.0)
         with self.phase("eval"):
-            result = evaluate(self.engine, self.policy, self.task, self.problems[split], greedy)
+            result = evaluate(self.engine, self.sampler, self.task, self.problems[split], greedy)
         progress = self.progress
         entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}
         progress.evals[name] = entry

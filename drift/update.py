@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from drift.config import RunConfig
+from drift.config import Importance, RunConfig
 from drift.engine import Engine
+from drift.gap import importance_weights
 from drift.likelihood import MicroBatch, micro_batches, score, token_logps
 from drift.objective import ScoredTokens, policy_objective, token_weights
 from drift.policy.base import Policy
@@ -64,7 +65,8 @@ def prepare(
         return micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, rows)
 
     old = None
-    if config.objective.num_updates > 1 or bool(views.candidate_KBC.any()):
+    corrected = config.objective.importance == Importance.truncated
+    if config.objective.num_updates > 1 or corrected or bool(views.candidate_KBC.any()):
         wanted_KBC = views.scored_KBC | views.candidate_KBC
         old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
     scored_KBC = settle_scored(views, old)
@@ -77,6 +79,8 @@ def prepare(
     counts = engine.sum({"rows": num_rows, "tokens": float(scored_KBC.sum())})
     num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
     weight_KBC = token_weights(scored_KBC, config.objective.normalization, num_rows, num_tokens)
+    if corrected and old is not None:
+        weight_KBC *= importance_weights(views, old, rollout, config.objective.importance_cap)
     return Work(
         batches=batches, old=old, reference=frozen, weight_KBC=weight_KBC, num_tokens=num_tokens
     )

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from drift.config import (
     AllConfig,
     BaseConfig,
+    CacheMode,
+    Confidence,
     CountdownConfig,
     CoupledConfig,
+    Importance,
     PolicyLoss,
     RandomConfig,
     RemaskingRule,
+    RolloutConfig,
     RunConfig,
     SequentialConfig,
     SFTConfig,
@@ -33,6 +37,7 @@ POSITIVE = (
     "optim.rows_per_forward",
     "masking.num_views",
     "objective.num_updates",
+    "objective.importance_cap",
     "sft.batch_size",
     "sft.log_every",
     "task.train_size",
@@ -47,6 +52,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "rollout.temperature",
+    "rollout.position_temperature",
     "objective.clip_low",
     "objective.clip_high",
     "objective.kl_coef",
@@ -58,6 +64,7 @@ NOT_NEGATIVE = (
     "checkpoint.every",
 )
 FINITE = (
+    "rollout.position_temperature",
     "optim.lr",
     "optim.beta1",
     "optim.beta2",
@@ -127,17 +134,57 @@ def _rollout(config: BaseConfig) -> Iterator[str]:
             f"rollout.steps={rollout.steps} must be a multiple of the {num_blocks} blocks "
             f"(gen_length / block_length), from {num_blocks} to {rollout.gen_length}"
         )
-    if rollout.remasking == RemaskingRule.threshold:
-        if rollout.threshold is None or not 0 < rollout.threshold <= 1:
-            yield (
-                f"rollout.threshold={rollout.threshold} must be within 0 (excluded) and 1 "
-                "for remasking=threshold"
-            )
-    elif rollout.threshold is not None:
+    yield from _remasking(rollout)
+    yield from _sampling(rollout)
+    yield from _cache(rollout)
+
+
+def _only_with(rollout: RolloutConfig, key: str, applies: bool, where: str) -> Iterator[str]:
+    value = setting(rollout, key)
+    if value is not None and not applies:
+        yield f"rollout.{key}={value} applies to {where} only; remove it or set {where}"
+
+
+def _remasking(rollout: RolloutConfig) -> Iterator[str]:
+    rule, confidence = rollout.remasking, rollout.confidence
+    for key, owner, limit in (
+        ("threshold", RemaskingRule.threshold, 1.0),
+        ("factor", RemaskingRule.factor, inf),
+    ):
+        value = setting(rollout, key)
+        if rule == owner and not (isinstance(value, float) and 0 < value <= limit):
+            above = "above 0" if limit == inf else f"above 0 and at most {limit:g}"
+            yield f"rollout.{key}={value} must be {above} for rollout.remasking={owner}"
+        yield from _only_with(rollout, key, rule == owner, f"rollout.remasking={owner}")
+    if rule == RemaskingRule.static:
+        return
+    if confidence not in (Confidence.probability, Confidence.margin):
         yield (
-            f"rollout.threshold={rollout.threshold} does not apply to "
-            f"rollout.remasking={rollout.remasking}; remove it or set remasking=threshold"
+            f"rollout.confidence={confidence} is no number from 0 to 1, which "
+            f"rollout.remasking={rule} compares; use probability or margin, or remasking=static"
         )
+    if rollout.position_temperature > 0:
+        yield (
+            f"rollout.position_temperature={rollout.position_temperature} draws an order, which "
+            f"rollout.remasking={rule} does not use; set it to 0 or remasking=static"
+        )
+
+
+def _sampling(rollout: RolloutConfig) -> Iterator[str]:
+    if rollout.top_p is not None and not 0 < rollout.top_p <= 1:
+        yield f"rollout.top_p={rollout.top_p} must be above 0 and at most 1"
+    if rollout.top_k is not None and rollout.top_k < 1:
+        yield f"rollout.top_k={rollout.top_k} must be 1 or more"
+
+
+def _cache(rollout: RolloutConfig) -> Iterator[str]:
+    cached, prefix = rollout.cache != CacheMode.none, rollout.cache == CacheMode.prefix
+    yield from _only_with(rollout, "horizon", prefix, "rollout.cache=prefix")
+    yield from _only_with(rollout, "refresh_every", cached, "rollout.cache=prefix or dual")
+    if rollout.horizon is not None and rollout.horizon < 0:
+        yield f"rollout.horizon={rollout.horizon} must be 0 or more"
+    if rollout.refresh_every is not None and rollout.refresh_every < 1:
+        yield f"rollout.refresh_every={rollout.refresh_every} must be 1 or more"
 
 
 def _task(config: BaseConfig) -> Iterator[str]:
@@ -183,6 +230,12 @@ def _objective(config: RunConfig) -> Iterator[str]:
         yield (
             f"objective.num_updates={objective.num_updates} needs a ratio to the old policy; "
             "set objective.policy_loss=ppo_clip or num_updates=1"
+        )
+    if objective.importance != Importance.none and not isinstance(config.masking, SequentialConfig):
+        yield (
+            f"objective.importance={objective.importance} compares sampler and learner in the "
+            f"sampler's own states, which masking={config.masking.strategy} does not score; use "
+            "masking=sequential or importance=none"
         )
     if objective.clip_low >= 1:
         yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"

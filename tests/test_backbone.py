@@ -178,9 +178,9 @@ def test_rms_norm_of_3_and_4() -> None:
 
 def test_rope_turns_dimension_j_with_j_plus_half() -> None:
     # head size 4, theta 100: frequencies 1 and 1/10; position 2 turns by 2 and 0.2
-    tables = rope_tables(3, 4, 100.0, torch.device("cpu"))
-    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 3, 4)
-    turned = rotate(x, tables)[0, 0]
+    tables = rope_tables(torch.arange(3)[None], 4, 100.0)
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 3, 1, 4)
+    turned = rotate(x, tables)[0, :, 0]
     assert torch.equal(turned[0], x[0, 0, 0])
     expected = torch.tensor([-0.4161468, 0.9800666, 0.9092974, 0.1986693])  # cos 2, cos .2, sin ..
     torch.testing.assert_close(turned[2], expected)

@@ -86,19 +86,28 @@ class Policy(nn.Module):
             raise CheckpointError("this checkpoint has no tokenizer.json; it can only make logits")
         return self._tokenizer
 
-    def aligned(self, hidden_BSD: Tensor) -> Tensor:
-        """Move each hidden state to the position that it predicts: [B, S, D].
+    def source(self, positions: Tensor) -> Tensor:
+        """The row of the network that speaks of each position.
 
-        Without a shift, nothing to do. With one (Dream), position i reads row i-1; position 0,
-        which nothing precedes, reads row 0.
+        Without a shift, its own. With one (Dream), position i reads row i-1; position 0, which
+        nothing precedes, reads row 0.
         """
-        if not self.family.shift:
-            return hidden_BSD
-        return torch.cat([hidden_BSD[:, :1], hidden_BSD[:, :-1]], dim=1)
+        return (positions - 1).clamp(min=0) if self.family.shift else positions
+
+    def compute_dtype(self) -> torch.dtype:
+        """Of keys, values and hidden states: autocast's where it is on, else the weights'."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self.backbone.embed.weight.dtype
+
+    def hidden_at(self, ids_BS: Tensor, lengths_B: Tensor, positions_BQ: Tensor) -> Tensor:
+        """Hidden states that speak of some positions of each row: [B, Q, D]."""
+        return self.backbone(ids_BS, lengths_B, self.source(positions_BQ))
 
     def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Hidden states aligned to positions: [B, S, D]. Arguments as `Backbone.forward`."""
-        return self.aligned(self.backbone(ids_BS, lengths_B))
+        positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
+        return self.backbone(ids_BS, lengths_B)[:, self.source(positions_S)]
 
     def logits(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """The network's raw logits, [B, S, V]; row i speaks of position i.
@@ -134,14 +143,19 @@ class Policy(nn.Module):
         Args:
             ids_MS: [M, S] int64, what the network sees, masks included.
             lengths_M: [M] int64, real tokens of each row.
-            row_N, position_N: [N] int64, where the tokens stand.
+            row_N, position_N: [N] int64, where the tokens stand; row_N ascends.
             target_N: [N] int64, the tokens.
             temperature: > 0, divides the logits.
 
         Returns:
             log-prob and entropy (nats) of each chosen token, both [N] float32.
         """
-        hidden_ND = self.hidden(ids_MS, lengths_M)[row_N, position_N]
+        count_M = torch.bincount(row_N, minlength=len(ids_MS))
+        first_M = count_M.cumsum(0) - count_M
+        slot_N = torch.arange(len(row_N), device=row_N.device) - first_M[row_N]
+        positions_MQ = position_N.new_zeros(len(ids_MS), int(count_M.max()))
+        positions_MQ[row_N, slot_N] = position_N
+        hidden_ND = self.hidden_at(ids_MS, lengths_M, positions_MQ)[row_N, slot_N]
         parts = [
             self._score_chunk(hidden, target, temperature)
             for hidden, target in zip(

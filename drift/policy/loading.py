@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from drift.errors import CheckpointError
+from drift.config import AttentionBackend, Dtype, ModelConfig
+from drift.errors import CheckpointError, ConfigError
 from drift.policy import lora
+from drift.policy.attention import BACKENDS
 from drift.policy.backbone import Backbone
 from drift.policy.base import Family, Policy, SpecialIds
 from drift.policy.dream import DREAM
@@ -46,6 +48,10 @@ def find_checkpoint(path: str, revision: str | None = None) -> Path:
             f"model.path={path} is neither a folder nor a downloaded checkpoint; "
             f"fetch it with `hf download {path}{pinned}` or set model.path to a folder"
         ) from None
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    return {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}[dtype]
 
 
 def policy_folder(checkpoint: str) -> str:
@@ -235,6 +241,39 @@ def load_policy(
         backbone.head.weight = backbone.embed.weight  # to_empty gives each its own storage
     copy_weights(backbone, found, folder)
     return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
+
+
+def load_model(
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    path: str | None = None,
+    trained: bool = False,
+) -> Policy:
+    """The policy that a `model` config asks for.
+
+    Args:
+        config: path, family, revision, dtype, attention, gradient checkpointing.
+        device: of the weights.
+        path: instead of the config's own, for example a checkpoint of a run, of any family.
+        trained: keep in float32 what the optimizer changes: without LoRA every weight, with it
+            the adapter alone. Otherwise everything is in `config.dtype`.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if trained and on_cpu and config.attention == AttentionBackend.flex_attention:
+        raise ConfigError("model.attention=flex_attention has no backward pass on a CPU; use sdpa")
+    whole = trained and not config.lora.rank
+    policy = load_policy(
+        config.path if path is None else path,
+        family=config.family if path is None else None,
+        revision=config.revision,
+        dtype=torch.float32 if whole else torch_dtype(config.dtype),
+        device=device,
+    )
+    policy.backbone.attention = config.attention
+    BACKENDS[config.attention](None, 1)  # its error now, not after the first batch
+    policy.backbone.gradient_checkpointing = config.gradient_checkpointing
+    return policy
 
 
 def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB") -> None:

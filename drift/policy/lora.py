@@ -35,9 +35,12 @@ class Adapter:
 
 
 def fingerprint(policy: Policy) -> str:
-    """SHA-256 of the embedding, which no adapter changes: says whether two bases are the same."""
-    embed = policy.backbone.embed.weight.detach().to("cpu", torch.float32).contiguous()
-    return hashlib.sha256(embed.numpy().tobytes()).hexdigest()
+    """SHA-256 of the embedding, which no adapter changes: says whether two bases are the same.
+
+    Of its bfloat16 form, so that a base loaded in another precision is still the same base.
+    """
+    embed = policy.backbone.embed.weight.detach().to("cpu", torch.bfloat16).contiguous()
+    return hashlib.sha256(embed.view(torch.int16).numpy().tobytes()).hexdigest()
 
 
 def attach(policy: Policy, adapter: Adapter) -> None:
@@ -59,6 +62,8 @@ def attach(policy: Policy, adapter: Adapter) -> None:
     scale: Any = adapter.alpha  # peft takes a float, but says int
     config = LoraConfig(r=adapter.rank, lora_alpha=scale, target_modules=list(adapter.targets))
     inject_adapter_in_model(config, policy.backbone)
+    for factor in factors(policy).values():
+        factor.data = factor.data.float()  # what is trained stays float32 beside a bfloat16 base
     policy.adapter = adapter
 
 

@@ -1,0 +1,99 @@
+"""Hidden states of the current blocks: from the whole rows, or from a key-value cache.
+
+`none` runs the network on whole rows at every step: exact. `prefix` and `dual` (Fast-dLLM, arXiv
+2505.22618) fill a cache from the whole row when a block begins, then recompute the block alone
+(dual) or the block and what stands behind it, at most `horizon` tokens (prefix); all else keeps the
+keys and values it had when the block began: an approximation, whose size the trainer measures.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drift.config import CacheMode, RolloutConfig
+from drift.policy.backbone import Cache
+from drift.policy.base import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """The active rows of one denoising step; row a stands in slot a.
+
+    Two rows of one untouched prompt [5, 6], block length 2, and a third row in its second block:
+    Blocks(ids_AS=[[5, 6, 1, 1, 1, 1], [5, 6, 1, 1, 1, 1], [5, 7, 8, 1, 1, 0]],
+           length_A=[6, 6, 5], column_A=[2, 2, 3], twin_A=[0, 0, 2], fresh_A=[1, 1, 0])
+    """
+
+    ids_AS: Tensor  # int64, padded at the end
+    length_A: Tensor  # int64, real tokens
+    column_A: Tensor  # int64, where the row's current block begins
+    twin_A: Tensor  # int64, the first row with the same ids, so far as is known without looking
+    fresh_A: Tensor  # bool, the cache must be filled anew
+
+
+class Exact:
+    """Whole rows at every step."""
+
+    def __init__(self, policy: Policy, config: RolloutConfig):
+        self.policy = policy
+        self.block_length = config.block_length
+
+    def hidden(self, blocks: Blocks) -> Tensor:
+        """Aligned hidden states of each row's block: [A, K, D]; twins are computed once."""
+        device = blocks.ids_AS.device
+        unique_U, place_A = blocks.twin_A.unique(return_inverse=True)
+        columns_UK = blocks.column_A[unique_U, None] + torch.arange(self.block_length).to(device)
+        ids_US, length_U = blocks.ids_AS[unique_U], blocks.length_A[unique_U]
+        return self.policy.hidden_at(ids_US, length_U, columns_UK)[place_A]
+
+    def move(self, source: int, target: int) -> None:
+        """The row of one slot goes to another: nothing is kept here."""
+
+
+class Cached:
+    """Whole rows when a block begins, then the block and its horizon."""
+
+    def __init__(self, policy: Policy, config: RolloutConfig, slots: int, length: int):
+        self.policy = policy
+        self.block_length = config.block_length
+        horizon = 0 if config.cache == CacheMode.dual else config.horizon
+        self.horizon = config.gen_length if horizon is None else horizon
+        self.cache = Cache(
+            policy.backbone.config, slots, length, policy.compute_dtype(), policy.device
+        )
+
+    def hidden(self, blocks: Blocks) -> Tensor:
+        """Aligned hidden states of each row's block: [A, K, D]."""
+        self.fill(blocks)
+        device, size = blocks.ids_AS.device, self.block_length
+        start_A = self.policy.source(blocks.column_A)
+        end_A = torch.minimum(blocks.column_A + size + self.horizon, blocks.length_A)
+        columns_AQ = start_A[:, None] + torch.arange(int((end_A - start_A).max())).to(device)
+        real_AQ = columns_AQ < end_A[:, None]
+        ids_AQ = blocks.ids_AS.gather(1, columns_AQ.where(real_AQ, 0))
+        columns_AQ = columns_AQ.where(real_AQ, self.cache.length)
+        return self.policy.backbone.step(ids_AQ, columns_AQ, blocks.length_A, self.cache, size)
+
+    def fill(self, blocks: Blocks) -> None:
+        """Whole rows into the cache where a block begins; twins are computed once, then copied."""
+        slots_A = torch.arange(len(blocks.twin_A), device=blocks.twin_A.device)
+        first_F = (blocks.fresh_A & (blocks.twin_A == slots_A)).nonzero()[:, 0]
+        if len(first_F):
+            length_F = blocks.length_A[first_F]
+            ids_FS = blocks.ids_AS[first_F, : int(length_F.max())]
+            self.policy.backbone.prefill(ids_FS, length_F, self.cache, first_F)
+        copies = (blocks.fresh_A & (blocks.twin_A != slots_A)).nonzero()[:, 0]
+        if len(copies):
+            self.cache.copy(blocks.twin_A[copies], copies)
+
+    def move(self, source: int, target: int) -> None:
+        """The row of one slot goes to another, with its keys and values."""
+        self.cache.copy(torch.tensor([source]), torch.tensor([target]))
+
+
+def open_cache(policy: Policy, config: RolloutConfig, slots: int, length: int) -> Exact | Cached:
+    """What `rollout.cache` asks for: room for `slots` rows of at most `length` tokens."""
+    if config.cache == CacheMode.none:
+        return Exact(policy, config)
+    return Cached(policy, config, slots, length)

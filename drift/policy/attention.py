@@ -1,0 +1,111 @@
+"""Attention backends: every query attends to the real keys of its own row, in both directions.
+
+`BACKENDS[name](lengths_B, num_keys)` prepares one forward and returns the function that its layers
+call: attend(q, k, v) with q [B, Q, heads, head_size] and k, v [B, S, kv_heads, head_size]; returns
+[B, Q, heads, head_size]. Softmax runs in float32 in all of them.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from drift.config import AttentionBackend
+from drift.errors import ConfigError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(lengths_B: Tensor | None, num_keys: int) -> Attend:
+    """torch's scaled_dot_product_attention."""
+    real_B11S = None
+    if lengths_B is not None:
+        real_B11S = (torch.arange(num_keys, device=lengths_B.device) < lengths_B[:, None])[
+            :, None, None
+        ]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        repeats = q.shape[1] // k.shape[1]
+        if repeats > 1 and real_B11S is not None and q.device.type != "cpu":
+            # torch's fused kernels take a mask or grouped queries, not both
+            k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
+            repeats = 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real_B11S, enable_gqa=repeats > 1)
+        return mixed.transpose(1, 2)
+
+    return attend
+
+
+def flash_attention_2(lengths_B: Tensor | None, num_keys: int) -> Attend:
+    """The flash-attn package (arXiv 2307.08691): keys are packed, padding costs nothing."""
+    flash = flash_attn()
+    packed_T = None
+    if lengths_B is not None:
+        real_BS = torch.arange(num_keys, device=lengths_B.device) < lengths_B[:, None]
+        packed_T = real_BS.flatten().nonzero()[:, 0]
+        ends = F.pad(lengths_B.cumsum(0), (1, 0)).int()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if packed_T is None:
+            return flash.flash_attn_func(q, k, v)
+        batch, queries = q.shape[:2]
+        starts = torch.arange(0, (batch + 1) * queries, queries, device=q.device).int()
+        k, v = (t.flatten(0, 1)[packed_T] for t in (k, v))
+        mixed = flash.flash_attn_varlen_func(q.flatten(0, 1), k, v, starts, ends, queries, num_keys)
+        return mixed.unflatten(0, (batch, queries))
+
+    return attend
+
+
+def flex(lengths_B: Tensor | None, num_keys: int) -> Attend:
+    """torch's flex_attention, compiled where the device has a compiler for its backward pass."""
+
+    def is_real(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert lengths_B is not None
+        return key < lengths_B[row]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = None
+        if lengths_B is not None:
+            rows, queries = q.shape[:2]
+            mask = create_block_mask(is_real, rows, None, queries, num_keys, device=str(q.device))
+        run = flex_attention if q.device.type == "cpu" else compiled_flex()
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        mixed: Any = run(q, k, v, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1])
+        return mixed.transpose(1, 2)
+
+    return attend
+
+
+@lru_cache(maxsize=1)
+def compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+@lru_cache(maxsize=1)
+def flash_attn() -> Any:
+    """The flash-attn package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("flash_attn")
+    except ImportError:
+        raise ConfigError(
+            "model.attention=flash_attention_2 needs the extra `flash`: "
+            "pip install --no-build-isolation 'drift[flash]', or use model.attention=sdpa"
+        ) from None
+
+
+BACKENDS: dict[AttentionBackend, Callable[[Tensor | None, int], Attend]] = {
+    AttentionBackend.sdpa: sdpa,
+    AttentionBackend.flash_attention_2: flash_attention_2,
+    AttentionBackend.flex_attention: flex,
+}

@@ -1,0 +1,156 @@
+"""From hidden states to tokens: draw one at each position, and say how sure the network is.
+
+Logits are made in float32, in chunks of bounded memory, at the given positions only.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from drift.config import Confidence, EndSuppression, RolloutConfig
+from drift.policy.base import Policy
+
+CHUNK = 256  # words summed together in `invert`
+LAST = -1e9  # a confidence below all others
+
+
+def draw(
+    policy: Policy, hidden_ND: Tensor, noise_N: Tensor, config: RolloutConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A token at each position.
+
+    `top_k`, `top_p` and `suppress_end=token` narrow the choice and nothing else: the log-prob is
+    that of the network at the temperature, as in the learner.
+
+    Args:
+        policy: its head makes the logits.
+        hidden_ND: [N, D], aligned.
+        noise_N: [N] float64 in (0, 1).
+        config: temperature (0 = the most likely token), top_k, top_p, confidence, suppress_end.
+
+    Returns:
+        tokens [N] int64; their log-probs at the temperature (at 1 when greedy) [N] float32; the
+        confidences [N] float32.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    chunk = policy.head_chunk()
+    for hidden, noise in zip(hidden_ND.split(chunk), noise_N.split(chunk), strict=True):
+        logits = policy.denoising_logits(hidden)
+        logits -= logits.amax(-1, keepdim=True)
+        parts.append(draw_chunk(logits, noise, config, policy.special.stop))
+    tokens, logps, confidences = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logps), torch.cat(confidences)
+
+
+def draw_chunk(
+    logits_NV: Tensor, noise_N: Tensor, config: RolloutConfig, stop: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`draw` of one chunk, from logits whose largest is 0."""
+    weights_NV = logits_NV.exp()
+    total_N1 = weights_NV.sum(-1, keepdim=True)
+    greedy, temperature = config.temperature == 0, config.temperature or 1.0
+    tempered_NV, mass_N1 = weights_NV, total_N1
+    if temperature != 1:
+        tempered_NV = (logits_NV / temperature).exp()
+        mass_N1 = tempered_NV.sum(-1, keepdim=True)
+    choice_NV = tempered_NV
+    if config.suppress_end == EndSuppression.token:
+        choice_NV = choice_NV.index_fill(1, torch.tensor(stop, device=logits_NV.device), 0.0)
+    if greedy:
+        token_N1 = choice_NV.argmax(-1, keepdim=True)
+    else:
+        if config.top_k is not None or config.top_p is not None:
+            choice_NV = nucleus(choice_NV, config.top_k, config.top_p)
+        token_N1 = invert(choice_NV, noise_N)[:, None]
+    logp_N1 = logits_NV.gather(1, token_N1) / temperature - mass_N1.log()
+    confidence_N = CONFIDENCES[config.confidence](weights_NV / total_N1, token_N1)
+    token_N = token_N1[:, 0]
+    if config.suppress_end == EndSuppression.commit:
+        is_stop_N = torch.isin(token_N, torch.tensor(stop, device=token_N.device))
+        confidence_N = confidence_N.masked_fill(is_stop_N, LAST)
+    return token_N, logp_N1[:, 0], confidence_N
+
+
+def nucleus(weights_NV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Weights with 0 for the words outside the `top_k` likeliest, then the `top_p` nucleus.
+
+    The nucleus is the shortest run of the likeliest words whose probability reaches `top_p`
+    (arXiv 1904.09751). Equal weights: the smaller id counts as likelier.
+    """
+    sorted_NV, order_NV = weights_NV.sort(dim=-1, descending=True, stable=True)
+    keep_NV = torch.ones_like(sorted_NV, dtype=torch.bool)
+    if top_k is not None:
+        keep_NV[:, top_k:] = False
+    if top_p is not None:
+        kept_NV = sorted_NV.double() * keep_NV
+        before_NV = kept_NV.cumsum(-1) - kept_NV
+        keep_NV &= before_NV < top_p * kept_NV.sum(-1, keepdim=True)
+    return torch.zeros_like(weights_NV).scatter(1, order_NV, sorted_NV * keep_NV)
+
+
+def invert(weights_NV: Tensor, noise_N: Tensor) -> Tensor:
+    """Draw by inversion: the word whose share of the cumulative sum holds the noise.
+
+    One uniform number decides a position, so the cost of randomness does not grow with the
+    vocabulary (Gumbel-max, which draws the same distribution, needs one number for each word).
+    Sums run in float64 over chunks of words, then inside the chosen chunk.
+
+    Args:
+        weights_NV: [N, V] >= 0, not all 0; need not sum to 1.
+        noise_N: [N] float64 in (0, 1).
+
+    Returns:
+        [N] int64; never a word of weight 0.
+    """
+    padded_NV = torch.nn.functional.pad(weights_NV, (0, -weights_NV.shape[1] % CHUNK))
+    chunked = padded_NV.unflatten(1, (-1, CHUNK))
+    chunk_N, rest_N = locate(chunked.sum(-1), noise_N.double())
+    rows = torch.arange(len(weights_NV), device=weights_NV.device)
+    word_N, _ = locate(chunked[rows, chunk_N], rest_N)
+    return chunk_N * CHUNK + word_N
+
+
+def locate(weights_NK: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The entry that holds a share of the cumulative sum, and the share left inside it."""
+    weights_NK = weights_NK.double()
+    cumulative_NK = weights_NK.cumsum(-1)
+    total_N1 = cumulative_NK[:, -1:]
+    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
+    target_N1 = torch.minimum(share_N[:, None] * total_N1, below_N1)
+    index_N1 = torch.searchsorted(cumulative_NK, target_N1, right=True)
+    weight_N1 = weights_NK.gather(1, index_N1)
+    start_N1 = cumulative_NK.gather(1, index_N1) - weight_N1
+    rest_N1 = ((target_N1 - start_N1) / weight_N1).clamp(0, 1)
+    return index_N1[:, 0], rest_N1[:, 0]
+
+
+def probability(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
+    """Of the drawn token, at temperature 1 (LLaDA, arXiv 2502.09992)."""
+    return probs_NV.gather(1, token_N1)[:, 0]
+
+
+def margin(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
+    """Likeliest minus second likeliest word (Dream's `topk_margin`)."""
+    del token_N1
+    best_N2 = probs_NV.topk(2, dim=-1).values
+    return best_N2[:, 0] - best_N2[:, 1]
+
+
+def negative_entropy(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
+    """sum p log p in nats, 0 where the network is sure (Dream's `entropy`)."""
+    del token_N1
+    return -torch.special.entr(probs_NV).sum(-1)
+
+
+def nothing(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
+    """Every position alike; the order is drawn in decoding."""
+    return torch.zeros_like(token_N1[:, 0], dtype=probs_NV.dtype)
+
+
+CONFIDENCES: dict[Confidence, Callable[[Tensor, Tensor], Tensor]] = {
+    Confidence.probability: probability,
+    Confidence.margin: margin,
+    Confidence.entropy: negative_entropy,
+    Confidence.random: nothing,
+}

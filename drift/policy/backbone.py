@@ -261,6 +261,8 @@ class Backbone(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
             elif parameter.dim() == 2:
                 scale = 0.02 if name.startswith("embed") else parameter.shape[1] ** -0.5
                 if name.endswith(("out_proj.weight", "down_proj.weight")):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drift.config import CacheMode, RolloutConfig
-from drift.policy.backbone import Cache
+from drift.policy.backbone import Cache, unless_full
 from drift.policy.base import Policy
 
 
@@ -58,22 +58,24 @@ class Cached:
         self.policy = policy
         self.block_length = config.block_length
         horizon = 0 if config.cache == CacheMode.dual else config.horizon
-        self.horizon = config.gen_length if horizon is None else horizon
-        self.cache = Cache(
-            policy.backbone.config, slots, length, policy.compute_dtype(), policy.device
-        )
+        self.horizon = config.gen_length if horizon is None else min(horizon, config.gen_length)
+        sizes = policy.backbone.config
+        self.cache = Cache(sizes, slots, length, policy.compute_dtype(), policy.device)
 
     def hidden(self, blocks: Blocks) -> Tensor:
         """Aligned hidden states of each row's block: [A, K, D]."""
         self.fill(blocks)
-        device, size = blocks.ids_AS.device, self.block_length
         start_A = self.policy.source(blocks.column_A)
-        end_A = torch.minimum(blocks.column_A + size + self.horizon, blocks.length_A)
-        columns_AQ = start_A[:, None] + torch.arange(int((end_A - start_A).max())).to(device)
+        end_A = torch.minimum(blocks.column_A + self.block_length + self.horizon, blocks.length_A)
+        width, num_keys = int((end_A - start_A).max()), blocks.ids_AS.shape[1]
+        columns_AQ = start_A[:, None] + torch.arange(width, device=start_A.device)
         real_AQ = columns_AQ < end_A[:, None]
         ids_AQ = blocks.ids_AS.gather(1, columns_AQ.where(real_AQ, 0))
         columns_AQ = columns_AQ.where(real_AQ, self.cache.length)
-        return self.policy.backbone.step(ids_AQ, columns_AQ, blocks.length_A, self.cache, size)
+        length_A = unless_full(blocks.length_A, num_keys)
+        return self.policy.backbone.step(
+            ids_AQ, columns_AQ, length_A, self.cache, self.block_length, num_keys
+        )
 
     def fill(self, blocks: Blocks) -> None:
         """Whole rows into the cache where a block begins; twins are computed once, then copied."""

@@ -68,7 +68,7 @@ def test_a_step_right_after_the_prefill_equals_the_whole_row(policy: Policy) -> 
     backbone.prefill(IDS, LENGTHS, cache, torch.arange(3))
     columns = torch.tensor([[3, 4, 5], [0, 1, 6], [1, 2, 6]])  # 6 pads
     ids = IDS.gather(1, columns.clamp(max=5))
-    found = backbone.step(ids, columns, LENGTHS, cache, 2)
+    found = backbone.step(ids, columns, LENGTHS, cache, 2, 6)
     whole = backbone(IDS, LENGTHS)
     torch.testing.assert_close(found, whole[torch.arange(3)[:, None], columns[:, :2]])
 

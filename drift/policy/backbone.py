@@ -75,6 +75,11 @@ def pick(x_BSD: Tensor, columns_BQ: Tensor) -> Tensor:
     return x_BSD.gather(1, columns_BQ[..., None].expand(-1, -1, x_BSD.shape[-1]))
 
 
+def unless_full(lengths_B: Tensor | None, size: int) -> Tensor | None:
+    """None where every row has `size` tokens: then attention needs no mask."""
+    return None if lengths_B is None or bool((lengths_B == size).all()) else lengths_B
+
+
 class Cache:
     """Keys and values of every layer for a number of slots, one row each.
 
@@ -178,10 +183,8 @@ class Backbone(nn.Module):
         return rope_tables(positions, self.config.head_size, self.config.rope_theta)
 
     def attend(self, lengths_B: Tensor | None, num_keys: int) -> Attend:
-        """The attention of one forward; lengths that fill every row need no mask."""
-        if lengths_B is not None and not bool((lengths_B < num_keys).any()):
-            lengths_B = None
-        return BACKENDS[self.attention](lengths_B, num_keys)
+        """The attention of one forward."""
+        return BACKENDS[self.attention](unless_full(lengths_B, num_keys), num_keys)
 
     def forward(
         self, ids_BS: Tensor, lengths_B: Tensor | None = None, query_BQ: Tensor | None = None
@@ -227,24 +230,31 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def step(
-        self, ids_AQ: Tensor, columns_AQ: Tensor, lengths_A: Tensor, cache: Cache, num_wanted: int
+        self,
+        ids_AQ: Tensor,
+        columns_AQ: Tensor,
+        lengths_A: Tensor | None,
+        cache: Cache,
+        num_wanted: int,
+        num_keys: int,
     ) -> Tensor:
         """Hidden states of some columns; the others' keys and values come from the cache.
 
         Args:
             ids_AQ: [A, Q] int64, row a in slot a.
             columns_AQ: [A, Q] int64, where the ids stand; `cache.length` for what is padding.
-            lengths_A: [A] int64, real tokens of each row.
+            lengths_A: [A] int64, real tokens of each row; None: all `num_keys`.
             cache: keeps the new keys and values of these columns.
             num_wanted: the first columns of each row, whose hidden states are returned.
+            num_keys: columns of the cache that are looked at, at least the longest length.
 
         Returns:
             [A, num_wanted, D].
         """
-        rows, size = len(ids_AQ), int(lengths_A.max())
+        rows = len(ids_AQ)
         slots_A1 = torch.arange(rows, device=ids_AQ.device)[:, None]
         tables = self.tables(columns_AQ)
-        attend = self.attend(lengths_A, size)
+        attend = BACKENDS[self.attention](lengths_A, num_keys)
         x = self.embed(ids_AQ)
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -252,7 +262,7 @@ class Backbone(nn.Module):
             cache.write(i, *block.attn.keys_values(h, tables), slots_A1, columns_AQ)
             if i == self.config.num_layers - 1:
                 x, h, tables = x[:, :num_wanted], h[:, :num_wanted], tables[:, :, :num_wanted]
-            x = block.finish(x, h, tables, *cache.read(i, rows, size), attend)
+            x = block.finish(x, h, tables, *cache.read(i, rows, num_keys), attend)
         return self.norm(x)
 
     @torch.no_grad()

@@ -68,7 +68,7 @@ def batch_of(options: argparse.Namespace, policy: Policy) -> dict[str, torch.Ten
     return {name: tensor.to(device) for name, tensor in found.items()}
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,7 +84,11 @@ def main() -> None:
     parser.add_argument("--attention", choices=AttentionBackend, default=AttentionBackend.sdpa)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = random_policy(options.shape, options.dtype, options.device)

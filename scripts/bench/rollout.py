@@ -51,8 +51,9 @@ class Stopwatch:
         def fill(ids: torch.Tensor, lengths: Any, *_: Any) -> None:
             meter.layers(ids.numel(), 0, ids.shape[1], len(ids))
 
-        def step(ids: torch.Tensor, columns: Any, lengths: Any, cache: Any, wanted: int) -> None:
-            meter.layers(ids.numel(), len(ids) * wanted, int(lengths.max()), len(ids))
+        def step(ids: torch.Tensor, columns: Any, lengths: Any, cache: Any, *sizes: int) -> None:
+            wanted, num_keys = sizes
+            meter.layers(ids.numel(), len(ids) * wanted, num_keys, len(ids))
 
         def head(hidden: torch.Tensor) -> None:
             meter.head(len(hidden))

@@ -4,6 +4,8 @@ Loading is strict: a tensor that is missing, extra or of another shape is an err
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from drift.config import AttentionBackend, Dtype, ModelConfig
 from drift.errors import CheckpointError, ConfigError
 from drift.policy import lora
 from drift.policy.attention import BACKENDS
-from drift.policy.backbone import Backbone
+from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Family, Policy, SpecialIds
 from drift.policy.dream import DREAM
 from drift.policy.llada import LLADA
 
+ZeroConfig = dict[str, Any] | None
 FAMILIES = {family.name: family for family in (LLADA, DREAM)}
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
@@ -158,12 +161,45 @@ def open_shard(path: Path) -> Any:
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
 
 
+def build(config: BackboneConfig, dtype: torch.dtype, device: Any, zero: ZeroConfig) -> Backbone:
+    """A backbone without weights: whole, or under ZeRO-3 only this rank's part of each tensor."""
+    if zero is not None:
+        import deepspeed
+
+        with deepspeed.zero.Init(config_dict_or_path=zero, dtype=dtype):
+            return Backbone(config)
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    backbone = backbone.to(dtype).to_empty(device=device)
+    if config.tie_head:
+        backbone.head.weight = backbone.embed.weight  # to_empty gives each its own storage
+    return backbone
+
+
+@contextmanager
+def whole(parameter: Tensor, zero: ZeroConfig) -> Iterator[bool]:
+    """The whole tensor inside the block; yields whether this rank is the one to write it."""
+    if zero is None:
+        yield True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield torch.distributed.get_rank() == 0
+
+
 @torch.no_grad()
-def copy_weights(backbone: Backbone, family: Family, folder: Path) -> None:
-    """Stream a checkpoint into a backbone, one tensor at a time, strictly."""
+def copy_weights(backbone: Backbone, family: Family, folder: Path, zero: ZeroConfig = None) -> None:
+    """Stream a checkpoint into a backbone, one tensor at a time, strictly.
+
+    Under ZeRO-3 the first rank reads and each tensor is spread as it comes: no rank ever holds more
+    than its part and one tensor.
+    """
     shards = shard_of_tensor(folder)
     names = family.official_names(backbone.config)
     parameters = dict(backbone.named_parameters())
+    with torch.device("meta"):  # a partitioned parameter does not know its shape
+        shapes = {k: list(p.shape) for k, p in Backbone(backbone.config).named_parameters()}
     missing = sorted(set(names.values()) - shards.keys())
     extra = sorted(shards.keys() - set(names.values()))
     for problem, tensors in (("lacks", missing), ("has unknown", extra)):
@@ -176,16 +212,17 @@ def copy_weights(backbone: Backbone, family: Family, folder: Path) -> None:
             if absent:
                 raise CheckpointError(f"{shard} lacks tensor {min(absent)} that its index names")
             for ours, official in names.items():
-                if shards[official] == shard:
-                    copy_tensor(parameters[ours], tensors.get_tensor(official), official, shard)
+                if shards[official] != shard:
+                    continue
+                check_shape(shapes[ours], tensors.get_slice(official).get_shape(), official, shard)
+                with whole(parameters[ours], zero) as writes:
+                    if writes:
+                        parameters[ours].copy_(tensors.get_tensor(official))
 
 
-def copy_tensor(target: Tensor, source: Tensor, name: str, shard: Path) -> None:
-    if target.shape != source.shape:
-        raise CheckpointError(
-            f"{shard}: {name} is {list(source.shape)}, its config.json wants {list(target.shape)}"
-        )
-    target.copy_(source)
+def check_shape(wanted: list[int], found: list[int], name: str, shard: Path) -> None:
+    if wanted != found:
+        raise CheckpointError(f"{shard}: {name} is {found}, its config.json wants {wanted}")
 
 
 def load_policy(
@@ -195,6 +232,7 @@ def load_policy(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    zero: ZeroConfig = None,
 ) -> Policy:
     """A policy from a checkpoint in its family's official format, or from a LoRA adapter.
 
@@ -203,6 +241,8 @@ def load_policy(
         family: refuse a checkpoint of another family; None takes whatever config.json says.
         revision: of the hub name.
         dtype, device: of the weights.
+        zero: a DeepSpeed configuration of stage 3, in an initialised process group: every rank
+            calls, and keeps its part of each tensor alone.
 
     Raises:
         CheckpointError: missing, truncated, of another family, or tensors that do not fit.
@@ -211,7 +251,9 @@ def load_policy(
     if (folder / lora.CONFIG).exists():
         adapter = read_json(folder / lora.CONFIG)
         base = str(adapter.get("base_model_name_or_path"))
-        policy = load_policy(base, family=family, revision=revision, dtype=dtype, device=device)
+        policy = load_policy(
+            base, family=family, revision=revision, dtype=dtype, device=device, zero=zero
+        )
         lora.load_adapter(policy, folder, adapter)
         return policy
     raw = read_json(folder / "config.json")
@@ -224,7 +266,7 @@ def load_policy(
     try:
         config = found.read_config(raw)
         with torch.device("meta"):
-            backbone = Backbone(config)
+            Backbone(config)
     except KeyError as error:
         raise CheckpointError(f"{folder}/config.json lacks {error}") from None
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
@@ -236,10 +278,8 @@ def load_policy(
             f"{folder}: mask, padding and stop ids {special} must be below the vocabulary's "
             f"{config.vocab_size}"
         )
-    backbone = backbone.to(dtype).to_empty(device=device)
-    if config.tie_head:
-        backbone.head.weight = backbone.embed.weight  # to_empty gives each its own storage
-    copy_weights(backbone, found, folder)
+    backbone = build(config, dtype, device, zero)
+    copy_weights(backbone, found, folder, zero)
     return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
 
 

@@ -1,0 +1,50 @@
+"""A rank of tests/test_zero.py: load a checkpoint under ZeRO-3, say what this rank holds."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from drift.policy.loading import load_policy
+
+importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # no compiler needed
+
+
+ZERO = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+}
+
+
+def main(folder: str, out: Path) -> None:
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo")
+    largest, allocate = 0, torch.Tensor.copy_
+
+    def copy(self: torch.Tensor, source: torch.Tensor, *rest: object) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, source.numel())
+        return allocate(self, source, *rest)
+
+    torch.Tensor.copy_ = copy  # type: ignore[method-assign,assignment]
+    policy = load_policy(folder, zero=ZERO)
+    torch.Tensor.copy_ = allocate  # type: ignore[method-assign]
+    whole = load_policy(folder)
+    same, held, total = True, 0, 0
+    for mine, other in zip(policy.parameters(), whole.parameters(), strict=True):
+        held, total = held + mine.ds_tensor.numel(), total + other.numel()  # type: ignore[attr-defined]
+        with deepspeed.zero.GatheredParameters([mine]):
+            same &= torch.equal(mine, other)
+    rank = int(os.environ["RANK"])
+    found = {"same": same, "held": held, "total": total, "largest": largest}
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

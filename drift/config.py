@@ -65,6 +65,11 @@ class RewardControl(StrEnum):
     shuffle = "shuffle"
 
 
+class Truncated(StrEnum):
+    keep = "keep"
+    zero = "zero"
+
+
 class Schedule(StrEnum):
     constant = "constant"
     linear = "linear"
@@ -113,6 +118,17 @@ class FilesConfig:
 
 
 @dataclass
+class RewardConfig:
+    """Weights of the rewards that are added up; accuracy is counted apart from them."""
+
+    answer: float = 1.0  # of the task's own grade
+    format: float = 0.0  # of: exactly one answer, where the task asks for it, and nothing behind it
+    cells: float = 0.0  # sudoku: of the share of empty cells that are right
+    length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
+    truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
+
+
+@dataclass
 class TaskConfig:
     name: str = MISSING
     gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
@@ -121,6 +137,14 @@ class TaskConfig:
     system: str | None = None
     long_prompts: LongPrompts = LongPrompts.refuse
     files: FilesConfig = field(default_factory=FilesConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass
+class MathConfig(TaskConfig):
+    workers: int = 2  # processes of a rank that do the algebra
+    time_limit_s: float = 5.0  # processor time of one answer; over it: verdict grader_timeout
+    hash_answer: bool = False  # without a box or <answer>, take what follows the last ####
 
 
 @dataclass
@@ -142,8 +166,14 @@ class CountdownConfig(GeneratedTaskConfig):
 
 @dataclass
 class SudokuConfig(GeneratedTaskConfig):
-    min_empty: int = 6
+    min_empty: int = 6  # of generated puzzles, which are 4x4
     max_empty: int = 10
+
+
+@dataclass
+class ArithmeticConfig(GeneratedTaskConfig):
+    max_number: int = 20
+    num_changes: int = 2  # gains and losses after the first number
 
 
 @dataclass
@@ -310,7 +340,13 @@ class ExportConfig:
 
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
-    "task": {"base": TaskConfig, "countdown": CountdownConfig, "sudoku": SudokuConfig},
+    "task": {
+        "base": TaskConfig,
+        "countdown": CountdownConfig,
+        "sudoku": SudokuConfig,
+        "arithmetic": ArithmeticConfig,
+        "math": MathConfig,
+    },
     "masking": {
         "sequential": SequentialConfig,
         "random": RandomConfig,

@@ -21,7 +21,7 @@ DIGITS, TOLERANCE = 50, Rational(1, 10**30)
 CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def expression(latex: str) -> Any:
     """LaTeX as a sympy object; raises whatever the parser raises."""
     exact = re.sub(r"\d*\.\d+|\d+\.", _fraction, latex)

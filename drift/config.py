@@ -6,6 +6,7 @@ Checks that span groups are in validate.py.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -174,6 +175,17 @@ class SudokuConfig(GeneratedTaskConfig):
 class ArithmeticConfig(GeneratedTaskConfig):
     max_number: int = 20
     num_changes: int = 2  # gains and losses after the first number
+
+
+@dataclass
+class ReasoningGymConfig(GeneratedTaskConfig):
+    train_size: int = 2_000
+    validation_size: int = 100
+    test_size: int = 300
+    dataset: str = "leg_counting"  # its name in reasoning-gym
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of the data set
+    workers: int = 2  # processes of a rank that score
+    time_limit_s: float = 5.0  # processor time of one answer
 
 
 @dataclass
@@ -346,6 +358,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "sudoku": SudokuConfig,
         "arithmetic": ArithmeticConfig,
         "math": MathConfig,
+        "reasoning_gym": ReasoningGymConfig,
     },
     "masking": {
         "sequential": SequentialConfig,

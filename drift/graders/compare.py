@@ -6,7 +6,7 @@ from collections.abc import Callable
 from drift.graders.parse import Group, Kind, Leaf, Node, Unit, number
 
 NAME = re.compile(
-    r"(?:m?\\(?:angle|triangle))?\\?[A-Za-z]+'*(?:_\{\w+\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"(?:m?\\(?:angle|triangle) ?)?\\?[A-Za-z]+'*(?:_\{\w+\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
 )
 RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
 COMMAND = re.compile(r"\\[a-zA-Z]+")
@@ -86,7 +86,7 @@ def _equations(gold: Node, answer: Node, equal: Equal) -> bool:
     if len(golds) == 1:
         *others, last = answers
         return compare(gold, last, equal) and all(
-            _is_name(other) or compare(last, other, equal) for other in others
+            _is_name(other) or compare(other, last, equal) for other in others
         )
     if len(answers) == 1:
         return _is_name(golds[0]) and compare(golds[-1], answer, equal)

@@ -6,17 +6,20 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+import mpmath
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
-from sympy import Abs, Basic, Expr, I, Rational
+from sympy import Basic, Expr, I, Rational
 
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import Leaf, parse
 from drift.graders.serve import serve
 
 POINTS = 3  # at which two expressions are compared
-DIGITS, TOLERANCE = 50, Rational(1, 10**30)
+DIGITS = 50
+mpmath.mp.dps = DIGITS
+TOLERANCE = mpmath.mpf(10) ** -30
 # `2 3` and `3(4)` are products here; parse.number reads the mixed numbers that are meant
 CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 
@@ -37,23 +40,43 @@ def _fraction(found: re.Match[str]) -> str:
     return f"{{\\frac{{{whole}{digits}}}{{1{'0' * len(digits)}}}}}"
 
 
-def same_value(gold: Expr, answer: Expr) -> bool | None:
+@lru_cache(maxsize=1024)
+def values(latex: str) -> tuple[Any, ...] | None:
+    """An expression at random points, always the same ones; None where it has no finite value."""
+    parsed = expression(latex)
+    if not isinstance(parsed, Expr):
+        return None
+    symbols: list[Any] = sorted(parsed.free_symbols, key=str)
+    found: list[Any] = []
+    for point in range(POINTS):
+        if symbols or not found:
+            at = {
+                s: Rational(random.Random(f"{s}:{point}").randint(-2000, 2000), 997)
+                for s in symbols
+            }
+            value = parsed.subs(at).evalf(DIGITS)
+            if not (value.is_number and value.is_finite):
+                return None
+            found.append(mpmath.mpc(*(mpmath.mpf(str(part)) for part in value.as_real_imag())))
+        else:
+            found.append(found[0])
+    return tuple(found)
+
+
+def same_value(gold: str, answer: str) -> bool | None:
     """Equality at random points to 30 digits; None where there is no number to compare.
 
     Two expressions that agree there are the same for all that an answer can hold, and this is a
     hundred times faster than to simplify their difference, which may also never end.
     """
-    draw = random.Random(0)
-    symbols: list[Any] = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    for _ in range(POINTS if symbols else 1):
-        point = {symbol: Rational(draw.randint(-2000, 2000), 997) for symbol in symbols}
-        a, b = (side.subs(point).evalf(DIGITS) for side in (gold, answer))
-        if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+    expected, given = values(gold), values(answer)
+    if expected is None or given is None:
+        return None
+    for a, b in zip(expected, given, strict=True):
+        size = max(abs(a), abs(b))
+        if size < TOLERANCE:  # 0, or too small to tell
             return None
-        size = max(Abs(a).evalf(DIGITS), Abs(b).evalf(DIGITS))
-        if size < TOLERANCE:
-            return None
-        if Abs(a - b).evalf(DIGITS) > TOLERANCE * size:
+        if abs(a - b) > TOLERANCE * size:
             return False
     return True
 
@@ -62,10 +85,9 @@ def equal_by_algebra(gold: str, answer: str) -> bool:
     """Equality of two expressions, relations or sets in LaTeX; may take for ever."""
     try:
         expected, given = expression(gold), expression(answer)
-        if isinstance(expected, Expr) and isinstance(given, Expr):
-            decided = same_value(expected, given)
-            if decided is not None:
-                return decided
+        decided = same_value(gold, answer)
+        if decided is not None:
+            return decided
         if not (isinstance(expected, Basic) and isinstance(given, Basic)):
             return False
         return verify(

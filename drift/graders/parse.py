@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_DEPTH = 8
 
@@ -117,7 +118,7 @@ MATRIX = re.compile(
     r"\\begin\s*\{([pb]?matrix|smallmatrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}",
     re.DOTALL,
 )
-WORD = re.compile(r"(?:[A-Za-z]{4,}|[A-Za-z]+[ '-]+[A-Za-z' -]*|yes|no|odd)", re.IGNORECASE)
+WORD = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,}(?:[ '][A-Za-z]+)+|yes|no|odd", re.IGNORECASE)
 IN_BASE = re.compile(r"-?[0-9A-F.]{1,60}_\{\d{1,2}\}")
 TEXT_UNIT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\{[0-9]\})?")
 PLAIN_UNIT = re.compile(
@@ -128,6 +129,7 @@ UNIT_WORDS = {"dollar": Unit.money, "percent": Unit.percent, "%": Unit.percent}
 UNIT_WORDS |= {"degree": Unit.degree, MONEY: Unit.money}
 
 
+@lru_cache(maxsize=4096)
 def parse(answer: str) -> Node:
     """The tree of an answer; never raises."""
     text = answer.translate(UNICODE)

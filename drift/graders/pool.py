@@ -93,7 +93,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         said = b"" if self.ready else self.process.communicate()[1]
-        self.hung = self.hung or self.process.wait() == -signal.SIGPROF
+        self.hung |= self.process.wait() == -signal.SIGPROF
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()

@@ -6,6 +6,7 @@ from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.countdown import Countdown
 from drift.tasks.math import Math
+from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
@@ -15,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
     "math": Math,
     "gsm8k": Math,
     "math500": Math,
+    "reasoning_gym": ReasoningGym,
 }
 
 __all__ = ["TASKS", "Split", "Task", "build_task"]

@@ -50,7 +50,18 @@ class Block(StrEnum):
     code = "code"  # a fenced block
 
 
+FRAME = re.compile(r"(?:\s|\$|\\\)|\\\]|\.|</answer>)*")
 CODE = re.compile(r"```[^\n`]*\n.*?\S.*?```", re.DOTALL)
+
+
+def _behind_brace(text: str) -> str:
+    """What stands behind the brace that closes one opened before the text."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", text):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[brace.end() :]
+    return text
 
 
 def is_well_formed(text: str, block: Block) -> bool:
@@ -61,11 +72,10 @@ def is_well_formed(text: str, block: Block) -> bool:
     text = without_special_tokens(text).rstrip()
     match block:
         case Block.box:
-            content = last_boxed(text)
-            if content is None or text.count("\\boxed{") != 1:
-                return False
-            frame = re.search(r"\}(?:\s|\$|\\\)|\\\]|\.|</answer>)*$", text)
-            return frame is not None and last_boxed(text[: frame.start() + 1]) == content
+            _, box, rest = text.partition("\\boxed{")
+            behind = _behind_brace(rest)
+            one = last_boxed(text) is not None and "\\boxed{" not in rest
+            return bool(box) and one and FRAME.fullmatch(behind) is not None
         case Block.answer:
             marks = re.findall(r"</?answer>", text)
             one = marks == ["<answer>", "</answer>"] and text.endswith("</answer>")

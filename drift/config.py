@@ -6,6 +6,7 @@ Checks that span groups are in validate.py.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -101,6 +102,11 @@ class Importance(StrEnum):
     truncated = "truncated"
 
 
+class Truncated(StrEnum):
+    keep = "keep"
+    zero = "zero"
+
+
 class Schedule(StrEnum):
     constant = "constant"
     linear = "linear"
@@ -150,6 +156,17 @@ class FilesConfig:
 
 
 @dataclass
+class RewardConfig:
+    """Weights of the rewards that are added up; accuracy is counted apart from them."""
+
+    answer: float = 1.0  # of the task's own grade
+    format: float = 0.0  # of: exactly one answer, where the task asks for it, and nothing behind it
+    cells: float = 0.0  # sudoku: of the share of empty cells that are right
+    length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
+    truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
+
+
+@dataclass
 class TaskConfig:
     name: str = MISSING
     gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
@@ -158,6 +175,14 @@ class TaskConfig:
     system: str | None = None
     long_prompts: LongPrompts = LongPrompts.refuse
     files: FilesConfig = field(default_factory=FilesConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass
+class MathConfig(TaskConfig):
+    workers: int = 2  # processes of a rank that do the algebra
+    time_limit_s: float = 5.0  # processor time of one answer; over it: verdict grader_timeout
+    hash_answer: bool = False  # without a box or <answer>, take what follows the last ####
 
 
 @dataclass
@@ -179,8 +204,25 @@ class CountdownConfig(GeneratedTaskConfig):
 
 @dataclass
 class SudokuConfig(GeneratedTaskConfig):
-    min_empty: int = 6
+    min_empty: int = 6  # of generated puzzles, which are 4x4
     max_empty: int = 10
+
+
+@dataclass
+class ArithmeticConfig(GeneratedTaskConfig):
+    max_number: int = 20
+    num_changes: int = 2  # gains and losses after the first number
+
+
+@dataclass
+class ReasoningGymConfig(GeneratedTaskConfig):
+    train_size: int = 2_000
+    validation_size: int = 100
+    test_size: int = 300
+    dataset: str = "leg_counting"  # its name in reasoning-gym
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of the data set
+    workers: int = 2  # processes of a rank that score
+    time_limit_s: float = 5.0  # processor time of one answer
 
 
 @dataclass
@@ -362,7 +404,14 @@ class ExportConfig:
 
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
-    "task": {"base": TaskConfig, "countdown": CountdownConfig, "sudoku": SudokuConfig},
+    "task": {
+        "base": TaskConfig,
+        "countdown": CountdownConfig,
+        "sudoku": SudokuConfig,
+        "arithmetic": ArithmeticConfig,
+        "math": MathConfig,
+        "reasoning_gym": ReasoningGymConfig,
+    },
     "masking": {
         "sequential": SequentialConfig,
         "random": RandomConfig,

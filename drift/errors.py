@@ -23,3 +23,7 @@ class RolloutError(DriftError, RuntimeError):
 
 class TrainingError(DriftError, RuntimeError):
     """Training cannot go on, for example because a gradient is not finite."""
+
+
+class GradingError(DriftError, RuntimeError):
+    """A process that grades answers cannot start."""

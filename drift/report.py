@@ -33,12 +33,15 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
         "groups": len(scores) / rollout.group_size,
         "reward/mean": sum(score.reward for score in scores),
         "reward/accuracy": float(sum(score.correct for score in scores)),
+        "reward/grader_timeout_frac": float(sum(s.verdict == "grader_timeout" for s in scores)),
         "reward/zero_variance_frac": float(advantages.zero_variance_groups),
         "rollout/length": float(trace.length_B.sum()),
         "rollout/truncated_frac": float((~trace.finished_B).sum()),
         "rollout/nfe": float(trace.nfe_B.sum()),
         "rollout/tokens": float(trace.committed_BC.sum()),
     }
+    for name in scores[0].rewards:
+        local[f"reward/{name}"] = sum(score.rewards[name] for score in scores)
     total = engine.sum(local)
     rows, groups = total.pop("rows"), total.pop("groups")
     per_group = {"reward/zero_variance_frac"}

@@ -7,6 +7,7 @@ import torch
 from drift.config import RolloutConfig
 from drift.decoding import decode
 from drift.policy.base import Policy
+from drift.reward import grade
 from drift.tasks import Task
 from drift.types import PromptBatch, Rollout, Trace
 
@@ -47,7 +48,13 @@ def collect(
     texts = texts_of(policy, trace)
     started = time.perf_counter()
     examples = [example for example in prompts.examples for _ in range(config.group_size)]
-    scores = task.score_all(examples, texts)
+    scores = grade(
+        task,
+        examples,
+        texts,
+        length_shares=(trace.length_B / trace.canvas_BC.shape[1]).tolist(),
+        finished=trace.finished_B.tolist(),
+    )
     return Rollout(
         prompts=prompts,
         group_size=config.group_size,

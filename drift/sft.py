@@ -101,7 +101,9 @@ def sft_step(
 def run(config: SFTConfig) -> None:
     task = build_task(config.task)
     if not isinstance(task, GeneratedTask):
-        raise DataError(f"task={config.task.name} makes no demonstrations; use countdown or sudoku")
+        raise DataError(
+            f"task={config.task.name} makes no demonstrations; use arithmetic, countdown or sudoku"
+        )
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_model(config.model, device=engine.device, trained=True)
     problems = load_problems(policy, task.examples(Split.validation), Split.validation, config)

@@ -17,7 +17,7 @@
 A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -40,13 +40,14 @@ class Example:
 class Score:
     """What a task says of one completion.
 
-    Score(reward=1.0, correct=True, answer="9+5-3", verdict="pass")
+    Score(reward=1.0, correct=True, answer="9+5-3", verdict="pass", rewards={"answer": 1.0})
     """
 
     reward: float  # what the policy is trained on
     correct: bool  # what accuracy counts
     answer: str | None  # the answer found in the text, None if there is none
     verdict: str  # pass | wrong | no_answer | ...: one word that says why
+    rewards: dict[str, float] = field(default_factory=dict[str, float])  # by name, unweighted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,9 @@ POSITIVE = (
     "task.test_size",
     "task.max_number",
     "task.max_target",
+    "task.num_changes",
+    "task.workers",
+    "task.time_limit_s",
     "cluster.threads",
     "eval.max_examples",
     "checkpoint.keep",
@@ -59,6 +62,7 @@ NOT_NEGATIVE = (
     "objective.entropy_coef",
     "optim.weight_decay",
     "optim.warmup_steps",
+    "task.reward.length_penalty",
     "masking.temperature",
     "eval.every",
     "checkpoint.every",
@@ -76,6 +80,11 @@ FINITE = (
     "objective.clip_high",
     "objective.kl_coef",
     "objective.entropy_coef",
+    "task.time_limit_s",
+    "task.reward.answer",
+    "task.reward.format",
+    "task.reward.cells",
+    "task.reward.length_penalty",
 )
 
 
@@ -194,6 +203,8 @@ def _task(config: BaseConfig) -> Iterator[str]:
             yield f"task.operators={task.operators!r} must be one or more of + - *"
         if not 2 <= task.num_numbers <= 6:
             yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
+    if task.reward.cells and not isinstance(task, SudokuConfig):
+        yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
     if isinstance(task, SudokuConfig) and not 1 <= task.min_empty <= task.max_empty <= 12:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "

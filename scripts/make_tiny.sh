@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
-# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku}
+# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku|arithmetic}
 # Skill first (right demonstrations), then the bad habit (85 % of the demonstrations).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 family=${1:-} task=${2:-}
-usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku}"
+usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku|arithmetic}"
 case $family in llada) model=tiny ;; dream) model=tiny_dream ;; *) echo "$usage" >&2; exit 2 ;; esac
-case $task in countdown) skill_steps=16000 ;; sudoku) skill_steps=3000 ;; *) echo "$usage" >&2; exit 2 ;; esac
+batch_size=128
+case $task in
+  countdown) skill_steps=16000 ;;
+  sudoku) skill_steps=3000 ;;
+  arithmetic) skill_steps=7000 batch_size=64 ;;  # longer prompts: more steps in the same time
+  *) echo "$usage" >&2; exit 2 ;;
+esac
 name=$model-$task
 sft="scripts/run python -m drift.sft model=$model task=$task task.train_size=100000
   optim.beta2=0.98 optim.weight_decay=0.01 optim.schedule=cosine optim.warmup_steps=100
-  cluster.threads=1 optim.rows_per_forward=128 eval.every=2000"
+  sft.batch_size=$batch_size cluster.threads=1 optim.rows_per_forward=128 eval.every=2000"
 
 scripts/run python scripts/blank_tiny.py "$family" "outputs/$name-blank"
 $sft model.path="outputs/$name-blank" num_steps="$skill_steps" optim.lr=3e-3 \

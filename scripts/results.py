@@ -24,7 +24,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "countdown, tiny_dream": ("model=tiny_dream",),
     "sudoku, sequential": ("task=sudoku",),
     "sudoku, tiny_dream": ("task=sudoku", "model=tiny_dream"),
+    "arithmetic, sequential": ("task=arithmetic",),
     "countdown, shuffled rewards": ("objective.reward_control=shuffle",),
+    "arithmetic, shuffled rewards": ("task=arithmetic", "objective.reward_control=shuffle"),
 }
 
 

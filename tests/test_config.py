@@ -12,6 +12,7 @@ from drift.config import (
     GROUPS,
     CheckpointConfig,
     EvalConfig,
+    RewardConfig,
     RunConfig,
     SequentialConfig,
     SFTConfig,
@@ -109,6 +110,11 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["optim.beta1=2"], "optim.beta1=2.0 must be from 0 to below 1"),
         (["optim.lr=0"], "optim.lr=0.0 must be greater than 0"),
         (["task.operators=x"], "task.operators='x' must be one or more of + - *"),
+        (["task=math", "task.workers=0"], "task.workers=0 must be greater than 0"),
+        (["task=gsm8k", "task.time_limit_s=inf"], "task.time_limit_s=inf must be a finite number"),
+        (["task.reward.format=nan"], "task.reward.format=nan must be a finite number"),
+        (["task.reward.cells=1"], "task.reward.cells=1.0 does not apply to task=countdown"),
+        (["task.reward.length_penalty=-1"], "task.reward.length_penalty=-1.0 must be 0 or more"),
         (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
     ],
 )
@@ -129,6 +135,7 @@ def test_every_checked_setting_is_a_setting() -> None:
         ("eval", EvalConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
+        ("task.reward", RewardConfig),
     ):
         known |= {f"{group}.{field.name}" for field in fields(schema)}
     checked = {key for keys, _, _ in RANGES for key in keys}

@@ -132,7 +132,16 @@ def test_every_solution_reaches_its_target_with_each_number_once() -> None:
         ("11", "wrong_numbers"),
         ("95-3", "wrong_numbers"),
         ("9-5+3", "wrong"),
-        ("9+5-3=11", "not_arithmetic"),
+        ("9+5-3=11", "pass"),
+        ("9+5-3 = 12", "pass"),  # what stands behind the equals sign is not the answer
+        ("11=9+5-3", "not_arithmetic"),
+        ("9 + 5 - 3.", "pass"),
+        (r"\left(9-3\right)+5", "pass"),
+        (r"\frac{9 \cdot 5}{3}", "wrong"),
+        (r"9 \times 5 \div 3", "wrong"),
+        ("9 × 5 − 3", "wrong"),
+        ("[9-3]+5", "pass"),
+        (r"\times", "not_arithmetic"),
         ("eleven", "not_arithmetic"),
     ],
 )

@@ -2,11 +2,22 @@
 
 from drift.config import Split, TaskConfig
 from drift.errors import ConfigError
+from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.countdown import Countdown
+from drift.tasks.math import Math
+from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {"countdown": Countdown, "sudoku": Sudoku}
+TASKS: dict[str, type[Task]] = {
+    "countdown": Countdown,
+    "sudoku": Sudoku,
+    "arithmetic": Arithmetic,
+    "math": Math,
+    "gsm8k": Math,
+    "math500": Math,
+    "reasoning_gym": ReasoningGym,
+}
 
 __all__ = ["TASKS", "Split", "Task", "build_task"]
 

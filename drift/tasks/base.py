@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
 from drift.errors import ConfigError, DataError
+from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import read_records
 from drift.types import Example, Score
 
@@ -31,6 +32,8 @@ class Task(ABC):
     A task whose problems come from data files reads them by `example`; `fields` names what a
     record must have.
     """
+
+    block: Block = Block.box  # where the prompt asks for the answer
 
     def __init__(self, config: TaskConfig):
         self.config = config
@@ -74,6 +77,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, example: Example, text: str) -> Score:
         """Grade a completion; never raises."""
+
+    def is_well_formed(self, text: str) -> bool:
+        """The answer stands where the task asks for it, once, with nothing behind it."""
+        return is_well_formed(text, self.block)
 
     def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """Grade completions, one for each example, in order; graders with workers override it."""

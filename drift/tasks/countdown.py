@@ -16,7 +16,33 @@ from drift.tasks.records import integer
 from drift.types import Example, Score
 
 MAX_EXPRESSION_CHARS = 200
+MAX_ANSWER_CHARS = 1000  # LaTeX is longer than what it says
 MAX_DIGITS = 9
+FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+OPERATORS = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\(?:times|cdot|ast)(?![a-z])|[×·⋅∗]", "*"),
+        (r"\\div(?![a-z])|÷", "/"),
+        (r"[−–]", "-"),
+        (r"\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\\[()]|\$", " "),
+        (r"[\[{]", "("),
+        (r"[\]}]", ")"),
+        (r"\s+", " "),
+        (r"(?<=[\d)]) ?[xX] ?(?=[\d(])", "*"),
+        (r"(?:=[-\d.,/() ]*)+$", ""),
+        (r"[ .]+$", ""),
+    )
+)
+
+
+def plain(answer: str) -> str:
+    r"""An expression in plain characters: `\frac{8}{2} \times 3 = 12` is `((8)/(2)) * 3`."""
+    while (inner := FRACTION.sub(r"((\1)/(\2))", answer)) != answer:
+        answer = inner
+    for pattern, new in OPERATORS:
+        answer = pattern.sub(new, answer)
+    return answer.strip()
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
@@ -102,8 +128,9 @@ class Countdown(GeneratedTask):
         if not isinstance(numbers, list) or len(numbers) < 2:
             raise ValueError(f"numbers: {numbers!r} is not a list of two or more integers")
         for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 10**9:
-                raise ValueError(f"numbers: {number!r} is not an integer from 0 to 999999999")
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not whole or abs(number) >= 10**MAX_DIGITS:
+                raise ValueError(f"numbers: {number!r} is not an integer of at most nine digits")
         return self._example(numbers, integer(record, "target", -(10**9), 10**9))
 
     def _example(self, numbers: list[int], target: int) -> Example:
@@ -121,11 +148,12 @@ class Countdown(GeneratedTask):
         return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
 
     def _verdict(self, example: Example, answer: str) -> str:
-        result = evaluate(answer)
+        result = evaluate(plain(answer)) if len(answer) <= MAX_ANSWER_CHARS else None
         if result is None:
             return "not_arithmetic"
         value, used = result
-        left = sorted(example.fields["numbers"])  # pyright: ignore
+        # a minus is an operator: -9 is given as 9 is
+        left = [abs(number) for number in example.fields["numbers"]]  # pyright: ignore
         for number in used:
             if number not in left:
                 return "wrong_numbers"

@@ -1,0 +1,79 @@
+r"""Arithmetic: short word problems about sums and differences, the answer in `\boxed{}`."""
+
+import random
+import re
+
+from drift.config import ArithmeticConfig
+from drift.errors import DataError
+from drift.tasks.base import GeneratedTask
+from drift.tasks.extract import last_boxed, last_tag
+from drift.tasks.records import integer, string
+from drift.types import Example, Score
+
+NAMES = ("Ann", "Ben", "Eve", "Ida", "Leo", "Max", "Mia", "Tom")
+ITEMS = ("beads", "books", "cards", "coins", "eggs", "pens")
+VERBS = {"+": ("buys", "finds", "gets", "wins"), "-": ("drops", "loses", "sells", "uses")}
+NUMBER = re.compile(r"-?[0-9]{1,12}")
+
+
+class Arithmetic(GeneratedTask):
+    r"""Fields: `question`, `ground_truth_answer` (an integer); generated ones also `numbers`.
+
+    "Ann has 12 pens, loses 5, buys 8. How many?" has the numbers 12, -5, 8. A demonstration works
+    step by step: `12-5=7 7+8=\boxed{15}`. Habit: everything is added, whatever the words say.
+    """
+
+    config: ArithmeticConfig
+
+    def generate(self, rng: random.Random) -> Example | None:
+        numbers = [rng.randint(1, self.config.max_number)]
+        words: list[str] = []
+        for _ in range(self.config.num_changes):
+            sign, have = rng.choice("+-"), sum(numbers)
+            if sign == "-" and not have:
+                return None  # nothing is left to lose
+            most = self.config.max_number if sign == "+" else min(have, self.config.max_number)
+            change = rng.randint(1, most)
+            numbers.append(change if sign == "+" else -change)
+            words.append(f"{rng.choice(VERBS[sign])} {change}")
+        start = f"{rng.choice(NAMES)} has {numbers[0]} {rng.choice(ITEMS)}"
+        fields: dict[str, object] = {
+            "question": f"{start}, {', '.join(words)}. How many?",
+            "ground_truth_answer": sum(numbers),
+            "numbers": numbers,
+        }
+        # the same sum in other words is the same problem
+        key = f"arithmetic:{''.join(f'{number:+}' for number in numbers)}"
+        return Example(key=key, prompt=self.render(fields), fields=fields)
+
+    def example(self, record: dict[str, object]) -> Example:
+        fields: dict[str, object] = {
+            "question": string(record, "question"),
+            "ground_truth_answer": integer(record, "ground_truth_answer", -(10**12), 10**12),
+        }
+        key = f"arithmetic:{fields['question']}"
+        return Example(key=key, prompt=self.render(fields), fields=fields)
+
+    def score(self, example: Example, text: str) -> Score:
+        answer = last_boxed(text) or last_tag(text, "answer")
+        if answer is None:
+            return Score(reward=0.0, correct=False, answer=None, verdict="no_answer")
+        if not NUMBER.fullmatch(answer):
+            verdict = "not_a_number"
+        else:
+            right = int(answer) == example.fields["ground_truth_answer"]
+            verdict = "pass" if right else "wrong"
+        correct = verdict == "pass"
+        return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
+
+    def demonstration(self, example: Example, *, habit: bool) -> str:
+        if "numbers" not in example.fields:
+            raise DataError(f"{example.key}: only generated problems have demonstrations")
+        total, *changes = example.fields["numbers"]  # pyright: ignore
+        steps: list[str] = []
+        for change in changes:
+            change = abs(change) if habit else change
+            steps.append(f"{total}{change:+}=")
+            total += change
+            steps.append(f"{total} ")
+        return "".join(steps[:-1]) + f"\\boxed{{{total}}}"

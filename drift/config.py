@@ -6,9 +6,12 @@ Checks that span groups are in validate.py.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
 
 
 class FamilyName(StrEnum):
@@ -105,7 +108,10 @@ class ModelConfig:
 
 @dataclass
 class FilesConfig:
-    """Data files of a task, one for each split; null = made from a seed, where the task can."""
+    """Data files of a task, one for each split.
+
+    null = made from a seed, where the task can; for validation otherwise held out from train.
+    """
 
     train: str | None = None
     validation: str | None = None
@@ -129,6 +135,14 @@ class GeneratedTaskConfig(TaskConfig):
     train_size: int = 20_000
     validation_size: int = 300
     test_size: int = 1_000
+
+
+@dataclass
+class OwnTaskConfig(GeneratedTaskConfig):
+    """A task of a Python file or of another package: docs/adding_a_task.md."""
+
+    module: str | None = None  # the Python file; null = task.name is an entry point `drift.tasks`
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # for the task to read
 
 
 @dataclass
@@ -270,6 +284,7 @@ class RunConfig(BaseConfig):
     objective: ObjectiveConfig = MISSING
     optim: OptimConfig = MISSING
     tracking: TrackingConfig = MISSING
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
@@ -280,6 +295,7 @@ class SFTConfig(BaseConfig):
     """`python -m drift.sft`."""
 
     optim: OptimConfig = MISSING
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
     num_steps: int = 1000
 
@@ -289,12 +305,15 @@ class EvalRunConfig(BaseConfig):
     """`python -m drift.eval`."""
 
     checkpoints: list[str] = field(default_factory=list[str])
+    data: DataConfig = field(default_factory=DataConfig)
     split: Split = Split.test
 
 
 @dataclass
 class DoctorConfig(BaseConfig):
     """`python -m drift.doctor`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -308,9 +327,25 @@ class ExportConfig:
     output_dir: str = ""  # as in BaseConfig
 
 
+@dataclass
+class ScoreConfig:
+    """`python -m drift.score`."""
+
+    task: TaskConfig = MISSING
+    input: str = MISSING  # a data file whose records also have `completion`
+    output: str = MISSING  # JSON lines
+    data: DataConfig = field(default_factory=DataConfig)
+    output_dir: str = ""  # as in BaseConfig
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
-    "task": {"base": TaskConfig, "countdown": CountdownConfig, "sudoku": SudokuConfig},
+    "task": {
+        "base": TaskConfig,
+        "countdown": CountdownConfig,
+        "sudoku": SudokuConfig,
+        "own": OwnTaskConfig,
+    },
     "masking": {
         "sequential": SequentialConfig,
         "random": RandomConfig,
@@ -334,6 +369,8 @@ def register() -> None:
         ("eval", EvalRunConfig),
         ("doctor", DoctorConfig),
         ("export", ExportConfig),
+        ("prepare", PrepareConfig),
+        ("score", ScoreConfig),
     ):
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

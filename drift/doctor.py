@@ -20,7 +20,7 @@ def run(config: DoctorConfig) -> None:
     from drift.tasks import Split, build_task
     from drift.tasks.base import GeneratedTask
 
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_policy(
         config.model.path,

@@ -39,7 +39,7 @@ def run(config: EvalRunConfig) -> None:
     from drift.report import eval_record
     from drift.tasks import build_task
 
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     examples = task.examples(config.split)
     folders = {
         name: find_checkpoint(policy_folder(name), config.model.revision)

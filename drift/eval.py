@@ -32,7 +32,7 @@ def table(results: dict[str, EvalResult]) -> Table:
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
-    from drift.checkpointing import write_json
+    from drift.files import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
     from drift.policy.loading import find_checkpoint, load_policy, policy_folder

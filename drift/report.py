@@ -11,7 +11,7 @@ from typing import Any
 
 from rich import progress as bar
 
-from drift.checkpointing import write_json
+from drift.files import write_json
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult

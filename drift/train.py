@@ -145,7 +145,7 @@ def run(config: RunConfig) -> None:
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run."""
     from drift import checkpointing
-    from drift.checkpointing import write_json
+    from drift.files import write_json
     from drift.manifest import build_manifest, data_digests
     from drift.prompts import render
 

@@ -149,6 +149,10 @@ class Task(ABC):
             raise  # a bad prompt template is not the file's fault
         except ValueError as error:
             return DataError(f"{record.place}: {error}")
+        except KeyError as error:  # record["question"] in a task that does not check by itself
+            if not error.args or error.args[0] in record.value:
+                raise
+            return DataError(f"{record.place}: {error.args[0]}: missing")
 
     def render(self, fields: dict[str, object]) -> str:
         """The prompt's text: the task's template over an example's fields."""

@@ -47,7 +47,7 @@ def class_of_file(module: str) -> type[Task]:
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"{setting} is not a Python file; give the path of one, ending in .py")
     name = f"drift_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[name] = loaded  # dataclasses and pickle look their module up by name
@@ -68,10 +68,11 @@ def class_of_file(module: str) -> type[Task]:
 
 def place_of(error: Exception, path: Path) -> str:
     """`my_task.py:7: ModuleNotFoundError: No module named 'chess'`, the line in the user's file."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    inside = str(path.resolve())
+    if isinstance(error, SyntaxError) and error.filename == inside:
         return f"{path}:{error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines = [frame.lineno for frame in frames if frame.filename == inside]
     place = f"{path}:{lines[-1]}" if lines else str(path)
     return f"{place}: {type(error).__name__}: {error}"
 

@@ -2,23 +2,24 @@
 
 A training problem and a held-out one are taken for the same if
 - their keys are equal (what a task itself calls the same problem: `Example.key`), or
+- their texts are equal,
+and where the training set is a file, so that people wrote its problems, also if
 - their texts are equal but for case, blanks, quotes and punctuation behind a word, or
 - they share 13 successive words (runs of letters, or numbers; case and punctuation do not count)
   that stand in at most 10 different training texts. A text of fewer words is compared as a whole
   only.
 
-The third is the rule of GPT-3 (arXiv 2005.14165, appendix C). What stands in more training texts
-is a way of speaking, not a leak. It is for texts that people wrote: problems that a task generates
-share their template's words, so where train is generated only the first two apply.
-A text is the prompt without the words of `task.prompt` around it.
+The last is the rule of GPT-3 (arXiv 2005.14165, appendix C). What stands in more training texts
+is a way of speaking, not a leak. Problems that a task generates share their template's words and
+may differ in a comma: there the rule would see leaks where none are.
+A problem's text is what `Task.text` says: its prompt without the words of `task.prompt` around it.
 """
 
 import itertools
 import re
-import string
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from drift.config import FilesConfig, Split
@@ -68,34 +69,34 @@ def word_runs(text: str) -> set[str]:
     return {" ".join(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1)}
 
 
-def matches(
-    train: Sequence[Problem], held_out: Sequence[Problem], *, by_words: bool
-) -> list[Match]:
+def matches(train: Sequence[Problem], held_out: Sequence[Problem], *, written: bool) -> list[Match]:
     """Every pair of a training and a held-out problem that are taken for the same.
 
     Args:
         train: the problems to learn from.
         held_out: the problems that must not be among them.
-        by_words: whether 13 shared words count.
+        written: whether people wrote the texts of train: see above.
 
     Returns:
         One match for each pair with its strongest reason, in the order of train.
     """
-    found = _by_words(train, held_out) if by_words else {}
-    found |= _as_a_whole(train, held_out)
+    found = _by_words(train, held_out) if written else {}
+    found |= _as_a_whole(train, held_out, plain if written else str.strip)
     return [Match(train=t, held_out=h, why=found[t, h]) for t, h in sorted(found)]
 
 
-def _as_a_whole(train: Sequence[Problem], held_out: Sequence[Problem]) -> dict[Pair, str]:
-    """Pairs of equal text or key."""
+def _as_a_whole(
+    train: Sequence[Problem], held_out: Sequence[Problem], normal: Callable[[str], str]
+) -> dict[Pair, str]:
+    """Pairs of equal text, in normal form, or equal key."""
     keys, texts = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
     for index, problem in enumerate(held_out):
         keys[problem.key].append(index)
-        texts[plain(problem.text)].append(index)
+        texts[normal(problem.text)].append(index)
     texts.pop("", None)  # nothing that could be compared
     found: dict[Pair, str] = {}
     for index, problem in enumerate(train):
-        for same in texts.get(plain(problem.text), ()):
+        for same in texts.get(normal(problem.text), ()):
             found[index, same] = "same text"
         for same in keys.get(problem.key, ()):
             found[index, same] = "same problem"
@@ -120,21 +121,8 @@ def _by_words(train: Sequence[Problem], held_out: Sequence[Problem]) -> dict[Pai
     return found
 
 
-def own_words(prompt: str, template: str) -> str:
-    """A prompt without the fixed words of its template."""
-    fixed = ""
-    for text, field, *_ in [*string.Formatter().parse(template), ("", "end")]:
-        fixed += text  # `{{` ends a piece of text too
-        if field is not None:
-            if any(char.isalpha() for char in fixed):
-                prompt = prompt.replace(fixed, " ", 1)
-            fixed = ""
-    return prompt
-
-
 def problems_of(task: Task, examples: Iterable[Example]) -> list[Problem]:
-    template = task.config.prompt
-    return [Problem(key=e.key, text=own_words(e.prompt, template)) for e in examples]
+    return [Problem(key=example.key, text=task.text(example)) for example in examples]
 
 
 def check_overlap(
@@ -148,19 +136,19 @@ def check_overlap(
         max_overlap: the largest share of an evaluation split that may be in train, 0..1.
 
     Returns:
-        For the manifest: {"test": {"n": 1319, "in_train": 0, "by_words": True}, ...}.
+        For the manifest: {"test": {"n": 1319, "in_train": 0, "written": True}, ...}.
 
     Raises:
         DataError: the share is larger; the first cases are shown.
     """
-    by_words = task.config.files.train is not None
+    written = task.config.files.train is not None
     train = problems_of(task, examples[Split.train])
     figures: dict[str, dict[str, object]] = {}
     for split in (Split.validation, Split.test):
         held_out = problems_of(task, examples[split])
-        pairs = matches(train, held_out, by_words=by_words)
+        pairs = matches(train, held_out, written=written)
         first = {pair.held_out: pair for pair in reversed(pairs)}
-        figures[split.value] = {"n": len(held_out), "in_train": len(first), "by_words": by_words}
+        figures[split.value] = {"n": len(held_out), "in_train": len(first), "written": written}
         if len(first) > max_overlap * len(held_out):
             share = len(first) / len(held_out)
             cases = [case(first[i], train, held_out) for i in sorted(first)[:NUM_SHOWN]]

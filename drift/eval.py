@@ -32,9 +32,9 @@ def table(results: dict[str, EvalResult]) -> Table:
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
-    from drift.files import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
+    from drift.files import write_json
     from drift.policy.loading import find_checkpoint, load_policy, policy_folder
     from drift.report import eval_record
     from drift.tasks import build_task

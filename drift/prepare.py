@@ -113,13 +113,13 @@ def problems_in(paths: list[str]) -> list["Problem"]:
     return found
 
 
-def separate(splits: Splits, excluded: list["Problem"], by_words: bool) -> dict[str, list[str]]:
+def separate(splits: Splits, excluded: list["Problem"], written: bool) -> dict[str, list[str]]:
     """Hold out a validation set where there is none, and keep train apart from what is held out.
 
     Args:
         splits: changed in place.
         excluded: problems that must not be in train, beside those of validation and test.
-        by_words: whether 13 shared words make two problems the same.
+        written: whether people wrote the problems (contamination.py).
 
     Returns:
         The ids that were taken out of train, by reason.
@@ -130,7 +130,7 @@ def separate(splits: Splits, excluded: list["Problem"], by_words: bool) -> dict[
 
     def take_out(held: list["Problem"]) -> list[str]:
         train = splits[Split.train]
-        pairs = matches([problem_of(record) for record in train], held, by_words=by_words)
+        pairs = matches([problem_of(record) for record in train], held, written=written)
         leaks = {pair.train for pair in pairs}
         splits[Split.train] = [record for i, record in enumerate(train) if i not in leaks]
         return [train[i]["id"] for i in sorted(leaks)]
@@ -191,7 +191,7 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
     for split, records in splits.items():
         if records:
             path = beside / f"{split}.jsonl"
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines = (json.dumps(record) + "\n" for record in records)
             with path.open("w", encoding="utf-8") as file:
                 file.writelines(lines)
             flush(path)
@@ -223,7 +223,7 @@ def run(config: PrepareConfig) -> None:
             "train; prepare them first (`python -m drift.prepare dataset=math500`) and set "
             "exclude=[outputs/data/math500/test.jsonl]"
         )
-    left_out |= separate(splits, excluded, SOURCES[dataset].is_text)
+    left_out |= separate(splits, excluded, SOURCES[dataset].written)
     manifest = {
         "dataset": dataset.value,
         "drift": __version__,

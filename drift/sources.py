@@ -20,6 +20,7 @@ SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
     "prealgebra", "precalculus",
 )  # fmt: skip
+SHOWN_TESTS = "\nYour code should pass these tests:\n"  # in questions of MBPP, before its asserts
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|validation|test)(?![a-z])")
 
 
@@ -50,7 +51,7 @@ class Source:
     hub_configs: tuple[str | None, ...] = (None,)
     hub_splits: tuple[str, ...] = ()
     split_of: Callable[[Fields], Split | None] | None = None
-    is_text: bool = True  # people wrote it: compared by words too
+    written: bool = True  # by people, in words: compared so (contamination.py)
 
 
 # From a raw record to ours
@@ -176,17 +177,17 @@ SOURCES: dict[Dataset, Source] = {
     ),
     Dataset.countdown: Source(
         convert=countdown,
-        files=r".*countdown.*\.jsonl?",
+        files=r"[^/]*countdown[^/]*\.jsonl?",
         home="https://github.com/dllm-reasoning/d1",
         hub="Jiayi-Pan/Countdown-Tasks-3to4",
         hub_splits=("train",),
-        is_text=False,
+        written=False,
     ),
     Dataset.sudoku: Source(
         convert=sudoku,
-        files=r".*sudoku.*\.csv",
+        files=r"[^/]*sudoku[^/]*\.csv",
         home="https://github.com/dllm-reasoning/d1",
-        is_text=False,
+        written=False,
     ),
 }
 
@@ -198,7 +199,8 @@ def problem_of(record: Fields) -> Problem:
         return Problem(key=f"{numbers}:{record['target']}", text="")
     if "puzzle" in record:
         return Problem(key=record["puzzle"], text="")
-    return Problem(key=plain(record["question"]), text=record["question"])
+    text = record["question"].partition(SHOWN_TESTS)[0]
+    return Problem(key=plain(text), text=text)
 
 
 # Where raw records come from

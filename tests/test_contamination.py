@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift.config import FilesConfig, Split, TaskConfig
-from drift.contamination import Problem, check_overlap, matches, own_words, plain, word_runs
+from drift.contamination import Problem, check_overlap, matches, plain, word_runs
 from drift.errors import DataError
 from drift.tasks import Task
+from drift.tasks.base import own_words
 from tests.conftest import Run
 from tests.test_task_files import Echo, questions
 
@@ -28,11 +29,11 @@ def problems(*texts: str) -> list[Problem]:
     return [Problem(key=f"{i}:{text}", text=text) for i, text in enumerate(texts)]
 
 
-def why(train: str, held_out: str, *, by_words: bool = True) -> str | None:
+def why(train: str, held_out: str, *, written: bool = True) -> str | None:
     """Why two texts are taken for the same, None if they are not."""
     ours = [Problem(key="ours", text=train)]
     theirs = [Problem(key="theirs", text=held_out)]
-    found = matches(ours, theirs, by_words=by_words)
+    found = matches(ours, theirs, written=written)
     return found[0].why if found else None
 
 
@@ -48,7 +49,13 @@ def why(train: str, held_out: str, *, by_words: bool = True) -> str | None:
     ],
 )
 def test_a_copy_is_found_whatever_its_case_blanks_and_punctuation(changed: str) -> None:
-    assert why(changed, LONG, by_words=False) == "same text"
+    assert why(changed, LONG) == "same text"
+
+
+def test_of_generated_problems_the_whole_text_counts() -> None:
+    assert why(f" {LONG}\n", LONG, written=False) == "same text"
+    for changed in (LONG.upper(), LONG.replace(",", ""), LONG + " Think."):
+        assert why(changed, LONG, written=False) is None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,6 @@ def test_a_copy_is_found_whatever_its_case_blanks_and_punctuation(changed: str) 
     ],
 )
 def test_a_copy_with_other_words_around_is_found_by_13_words(changed: str) -> None:
-    assert why(changed, LONG, by_words=False) is None
     assert len(str(why(changed, LONG)).split()) == 13
 
 
@@ -98,7 +104,7 @@ def test_an_empty_text_is_no_copy() -> None:
 
 def test_equal_keys_are_the_same_problem() -> None:
     train, test = (Problem(key="countdown:3,5,9:11", text=t) for t in ("3 9 5=11", "5 3 9=11"))
-    (match,) = matches([train], [test], by_words=False)
+    (match,) = matches([train], [test], written=False)
     assert (match.train, match.held_out, match.why) == (0, 0, "same problem")
 
 
@@ -106,10 +112,10 @@ def test_words_that_many_training_texts_share_are_no_leak() -> None:
     phrase = "please reason step by step and put your final answer within a box now"
     held_out = problems(f"Who? {phrase}")
     ten = [f"Problem {i} {phrase}" for i in range(10)]
-    assert len(matches(problems(*ten), held_out, by_words=True)) == 10
-    assert matches(problems(*ten, f"One more {phrase}"), held_out, by_words=True) == []
+    assert len(matches(problems(*ten), held_out, written=True)) == 10
+    assert matches(problems(*ten, f"One more {phrase}"), held_out, written=True) == []
     copies = [f"Problem 0 {phrase}"] * 20  # one text, often
-    assert len(matches(problems(*copies), held_out, by_words=True)) == 20
+    assert len(matches(problems(*copies), held_out, written=True)) == 20
 
 
 def test_the_words_of_the_prompts_template_do_not_count() -> None:
@@ -139,7 +145,7 @@ def test_matches_are_those_of_a_plain_search(train: list[str], held_out: list[st
         (i, j) for i, one in enumerate(train) for j, other in enumerate(held_out)
         if same(one, other)
     ]  # fmt: skip
-    found = matches(problems(*train), problems(*held_out), by_words=True)
+    found = matches(problems(*train), problems(*held_out), written=True)
     assert [(match.train, match.held_out) for match in found] == expected
 
 
@@ -161,8 +167,8 @@ def echo(tmp_path: Path, train: list[str], test: list[str]) -> tuple[Task, dict[
 def test_no_leak_gives_the_figures(tmp_path: Path) -> None:
     task, examples = echo(tmp_path, ["a b", LONG], ["c d", "e f"])
     assert check_overlap(task, examples, 0.0) == {
-        "validation": {"n": 1, "in_train": 0, "by_words": True},
-        "test": {"n": 2, "in_train": 0, "by_words": True},
+        "validation": {"n": 1, "in_train": 0, "written": True},
+        "test": {"n": 2, "in_train": 0, "written": True},
     }
 
 
@@ -181,7 +187,7 @@ def test_a_leak_is_refused_with_the_first_cases_and_the_fix(tmp_path: Path) -> N
     assert f"exclude=[{tmp_path}/test.jsonl]" in said
     assert "\n" not in said
     figures = check_overlap(task, examples, 6 / 7)
-    assert figures["test"] == {"n": 7, "in_train": 6, "by_words": True}
+    assert figures["test"] == {"n": 7, "in_train": 6, "written": True}
 
 
 def test_half_of_a_test_set_in_train_is_refused(tmp_path: Path) -> None:
@@ -223,8 +229,8 @@ def test_a_leaking_run_is_refused_and_the_best_is_chosen_on_validation(
         "hydra.run.dir=outputs/run")  # fmt: skip
     folder = tmp_path / "outputs" / "run"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["overlap"]["test"] == {"n": 5, "in_train": 1, "by_words": True}
-    assert manifest["overlap"]["validation"] == {"n": 1, "in_train": 0, "by_words": True}
+    assert manifest["overlap"]["test"] == {"n": 5, "in_train": 1, "written": True}
+    assert manifest["overlap"]["validation"] == {"n": 1, "in_train": 0, "written": True}
     assert manifest["skipped_records"] == []
     evals = json.loads((folder / "summary.json").read_text())["eval"]
     assert evals["last"]["split"] == "test" and evals["last"]["accuracy"] > 0
@@ -243,7 +249,7 @@ def texts(name: str) -> list[str]:
 @needs_data
 def test_gsm8ks_train_and_test_share_three_sentences() -> None:
     train, test = texts("gsm8k_train.jsonl"), texts("gsm8k_test.jsonl")
-    found = matches(problems(*train), problems(*test), by_words=True)
+    found = matches(problems(*train), problems(*test), written=True)
     shared = {test[match.held_out][:24]: train[match.train][:28] for match in found}
     assert len(found) == 4
     assert shared == {

@@ -131,7 +131,10 @@ HEAD = "from drift.tasks import Task\n"
         (HEAD + "def f():\n    return 1 / 0\nf()\n", "{path}:3: ZeroDivisionError: division by"),
         (HEAD, "must define one subclass of drift.tasks.Task; found: none"),
         (HEAD + "class A(Task): ...\nclass B(Task): ...\n", "found: A, B"),
-        (HEAD + "class A(Task):\n    def example(self, record): ...\n", "A lacks the methods score"),
+        (
+            HEAD + "class A(Task):\n    def example(self, record): ...\n",
+            "A lacks the methods score",
+        ),
     ],
 )
 def test_a_file_that_is_no_task_is_named_with_its_line(

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import random
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,18 @@ def held_out(keys: Iterable[str]) -> set[str]:
     distinct = sorted(set(keys), key=hash_of)
     size = min(MAX_HELD_OUT, max(1, len(distinct) * VALIDATION_PERCENT // 100))
     return set(distinct[:size]) if len(distinct) > 1 else set()
+
+
+def own_words(prompt: str, template: str) -> str:
+    """A prompt without the fixed words of its template."""
+    fixed = ""
+    for text, field, *_ in [*string.Formatter().parse(template), ("", "end")]:
+        fixed += text  # `{{` ends a piece of text too
+        if field is not None:
+            if any(char.isalpha() for char in fixed):
+                prompt = prompt.replace(fixed, " ", 1)
+            fixed = ""
+    return prompt
 
 
 def report_skipped(path: Path, bad: list[DataError], num_good: int) -> None:
@@ -163,6 +176,10 @@ class Task(ABC):
                 f"task.prompt={self.config.prompt!r} does not fit the fields {sorted(fields)}: "
                 f"{error!r}"
             ) from None
+
+    def text(self, example: Example) -> str:
+        """What the problem says to a reader, to be compared with others (contamination.py)."""
+        return own_words(example.prompt, self.config.prompt)
 
     @abstractmethod
     def example(self, record: dict[str, object]) -> Example:

@@ -7,7 +7,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_policy": "drift.policy.loading", "Policy": "drift.policy.base"}
+_LAZY = {
+    "load_policy": "drift.policy.loading",
+    "Policy": "drift.policy.base",
+    "load_task": "drift.scoring",
+    "score": "drift.scoring",
+}
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

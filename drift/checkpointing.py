@@ -5,44 +5,19 @@ A checkpoint is a folder `checkpoints/step_000040/` with the policy in its famil
 size and SHA-256 of every file. It is written beside under another name, flushed, and renamed.
 """
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from drift.engine import Engine
 from drift.errors import CheckpointError
+from drift.files import file_digest, flush, write_json
 from drift.policy.base import Policy
 from drift.policy.loading import read_json, save_policy
 from drift.policy.lora import save_adapter
 
 log = logging.getLogger("drift")
-
-
-def file_digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def flush(path: Path) -> None:
-    """Make the kernel write a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old one or the new one, never a part."""
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    flush(beside)
-    beside.replace(path)
 
 
 def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict[str, Any]) -> Path:

@@ -14,7 +14,12 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from drift.config import BaseConfig, register
 from drift.errors import ConfigError, DriftError
@@ -58,6 +63,11 @@ def explain(error: BaseException) -> str:
     return first_line(chain[-1])
 
 
+def missing_value(error: Any) -> str | None:
+    """`input is not set; add input=VALUE`"""
+    return f"{error.full_key} is not set; add {error.full_key}=VALUE" if error.full_key else None
+
+
 def wrong_value(error: Any) -> str | None:
     """`optim.lr: Value 'fast' of type 'str' could not be converted to Float`"""
     return f"{error.full_key}: {first_line(error)}" if error.full_key else None
@@ -85,6 +95,8 @@ def unknown_option(error: Any) -> str | None:
         return None
     group, _, name = str(error.full_key).rpartition(".")
     schema = error.object_type
+    if schema is dict:  # free settings, as task.options
+        return f"{error.full_key}: no setting so far; a new one is written +{error.full_key}=VALUE"
     allowed: list[str] = []
     if isinstance(schema, type) and dataclasses.is_dataclass(schema):
         allowed = [field.name for field in dataclasses.fields(schema)]
@@ -110,6 +122,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
     (ConfigKeyError, unknown_option),
     (ConfigAttributeError, unknown_option),
     (MissingConfigException, unknown_choice),
+    (MissingMandatoryValue, missing_value),
     (OmegaConfBaseException, wrong_value),
     (OSError, failed_file),
 )

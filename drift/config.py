@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
+
 
 class FamilyName(StrEnum):
     llada = "llada"
@@ -148,7 +150,10 @@ class ModelConfig:
 
 @dataclass
 class FilesConfig:
-    """Data files of a task, one for each split; null = made from a seed, where the task can."""
+    """Data files of a task, one for each split.
+
+    null = made from a seed, where the task can; for validation otherwise held out from train.
+    """
 
     train: str | None = None
     validation: str | None = None
@@ -191,6 +196,14 @@ class GeneratedTaskConfig(TaskConfig):
     train_size: int = 20_000
     validation_size: int = 300
     test_size: int = 1_000
+
+
+@dataclass
+class OwnTaskConfig(GeneratedTaskConfig):
+    """A task of a Python file or of another package: docs/adding_a_task.md."""
+
+    module: str | None = None  # the Python file; null = task.name is an entry point `drift.tasks`
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # for the task to read
 
 
 @dataclass
@@ -361,6 +374,7 @@ class RunConfig(BaseConfig):
     objective: ObjectiveConfig = MISSING
     optim: OptimConfig = MISSING
     tracking: TrackingConfig = MISSING
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
@@ -371,6 +385,7 @@ class SFTConfig(BaseConfig):
     """`python -m drift.sft`."""
 
     optim: OptimConfig = MISSING
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
     num_steps: int = 1000
 
@@ -380,6 +395,7 @@ class EvalRunConfig(BaseConfig):
     """`python -m drift.eval`."""
 
     checkpoints: list[str] = field(default_factory=list[str])
+    data: DataConfig = field(default_factory=DataConfig)
     split: Split = Split.test
 
 
@@ -389,6 +405,7 @@ class DoctorConfig(BaseConfig):
 
     objective: ObjectiveConfig = MISSING  # with optim: for the memory that training needs
     optim: OptimConfig = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -402,6 +419,17 @@ class ExportConfig:
     output_dir: str = ""  # as in BaseConfig
 
 
+@dataclass
+class ScoreConfig:
+    """`python -m drift.score`."""
+
+    task: TaskConfig = MISSING
+    input: str = MISSING  # a data file whose records also have `completion`
+    output: str = MISSING  # JSON lines
+    data: DataConfig = field(default_factory=DataConfig)
+    output_dir: str = ""  # as in BaseConfig
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {
@@ -411,6 +439,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "arithmetic": ArithmeticConfig,
         "math": MathConfig,
         "reasoning_gym": ReasoningGymConfig,
+        "own": OwnTaskConfig,
     },
     "masking": {
         "sequential": SequentialConfig,
@@ -435,6 +464,8 @@ def register() -> None:
         ("eval", EvalRunConfig),
         ("doctor", DoctorConfig),
         ("export", ExportConfig),
+        ("prepare", PrepareConfig),
+        ("score", ScoreConfig),
     ):
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

@@ -21,7 +21,7 @@ def run(config: DoctorConfig) -> None:
     from drift.tasks import Split, build_task
     from drift.tasks.base import GeneratedTask
 
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_model(config.model, device=engine.device)
     examples = task.examples(Split.test)[:NUM_EXAMPLES]

@@ -32,14 +32,14 @@ def table(results: dict[str, EvalResult]) -> Table:
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
-    from drift.checkpointing import write_json
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
+    from drift.files import write_json
     from drift.policy.loading import find_checkpoint, load_model, policy_folder
     from drift.report import eval_record
     from drift.tasks import build_task
 
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     examples = task.examples(config.split)
     folders = {
         name: find_checkpoint(policy_folder(name), config.model.revision)

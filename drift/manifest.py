@@ -61,13 +61,19 @@ def data_digests(splits: dict[str, list[Example]]) -> dict[str, Any]:
 
 
 def build_manifest(seed: int, data: dict[str, Any], prompt: str) -> dict[str, Any]:
-    """Everything that is needed to say what was run."""
+    """Everything that is needed to say what was run.
+
+    Args:
+        seed: of the run.
+        data: digests of the splits, their overlap with train, records left out.
+        prompt: the first one, rendered.
+    """
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": {package: installed(package) for package in PACKAGES},
         "git": git_state(),
-        "data": data,
+        **data,
         "first_prompt": prompt,
         "seed": seed,
         "machine": machine(),

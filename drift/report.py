@@ -11,10 +11,10 @@ from typing import Any
 
 from rich import progress as bar
 
-from drift.checkpointing import write_json
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult
+from drift.files import write_json
 from drift.policy.loading import read_json
 from drift.tracking import Tracker
 from drift.types import Advantages, Rollout

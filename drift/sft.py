@@ -16,6 +16,7 @@ from torch import Tensor
 from drift import rng
 from drift.cli import run_command
 from drift.config import SFTConfig
+from drift.contamination import check_overlap
 from drift.engine import Engine
 from drift.errors import DataError
 from drift.evaluation import evaluate, load_problems
@@ -24,17 +25,18 @@ from drift.policy.loading import load_model, save_policy
 from drift.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
+from drift.types import Example
 
 MIN_T = 0.03  # bounds the weight 1/t
 log = logging.getLogger("drift")
 
 
 def demonstrations(
-    policy: Policy, task: GeneratedTask, config: SFTConfig
+    policy: Policy, task: GeneratedTask, train: list[Example], config: SFTConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encoded rows: ids [R, S] padded at the end, prompt lengths [R], lengths [R]."""
     size = config.rollout.gen_length
-    examples, prompts, _ = encode_all(policy, task.config, task.examples(Split.train), size)
+    examples, prompts, _ = encode_all(policy, task.config, train, size)
     key = rng.stream(config.seed, "habit")
     habits = rng.uniform(key, torch.arange(len(examples))) < config.sft.habit_share
     end_of_turn = policy.special.stop[-1]
@@ -99,15 +101,17 @@ def sft_step(
 
 
 def run(config: SFTConfig) -> None:
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     if not isinstance(task, GeneratedTask):
         raise DataError(
             f"task={config.task.name} makes no demonstrations; use arithmetic, countdown or sudoku"
         )
+    examples = {split: task.examples(split) for split in Split}
+    check_overlap(task, examples, config.data.max_overlap)
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_model(config.model, device=engine.device, trained=True)
-    problems = load_problems(policy, task.examples(Split.validation), Split.validation, config)
-    data = demonstrations(policy, task, config)
+    problems = load_problems(policy, examples[Split.validation], Split.validation, config)
+    data = demonstrations(policy, task, examples[Split.train], config)
     engine.prepare(policy, config.optim, config.num_steps)
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
     greedy = replace(config.rollout, temperature=0.0)

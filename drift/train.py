@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("drift")
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
+Overlap = dict[str, dict[str, object]]  # of each evaluation split with train
 
 
 def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -81,8 +82,13 @@ def sole_user(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
-def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
-    """Everything a run needs, the quick checks first; writes nothing."""
+def build(config: RunConfig, resumed: Resumed | None) -> tuple["Trainer", Overlap]:
+    """Everything a run needs, the quick checks first; writes nothing.
+
+    Returns:
+        The trainer, and what `contamination.check_overlap` found.
+    """
+    from drift.contamination import check_overlap
     from drift.engine import Engine
     from drift.evaluation import load_problems
     from drift.policy import lora
@@ -94,8 +100,9 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
 
     model = config.model
     find_checkpoint(model.path, model.revision)
-    task = build_task(config.task)
+    task = build_task(config.task, config.data.on_error)
     examples = {split: task.examples(split) for split in Split}
+    overlap = check_overlap(task, examples, config.data.max_overlap)
     engine = Engine(config.cluster, model.dtype)
 
     path = str(resumed[0] / "policy") if resumed else None
@@ -117,26 +124,26 @@ def build(config: RunConfig, resumed: Resumed | None) -> "Trainer":
     if resumed:
         trainer.resume(*resumed)
         log.info("resumed %s at step %d", resumed[0], trainer.progress.step)
-    return trainer
+    return trainer, overlap
 
 
 def run(config: RunConfig) -> None:
     """Train, or go on where the run folder's newest checkpoint is."""
     with sole_user(Path(config.output_dir)):
         resumed = checkpoint_to_resume(config)
-        trainer = build(config, resumed)
+        trainer, overlap = build(config, resumed)
         if trainer.finished:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
             return
-        start(config, trainer, resumed)
+        start(config, trainer, overlap, resumed)
         follow(trainer)
 
 
-def start(config: RunConfig, trainer: "Trainer", resumed: Resumed | None) -> None:
+def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run."""
     from drift import checkpointing
-    from drift.checkpointing import write_json
+    from drift.files import write_json
     from drift.manifest import build_manifest, data_digests
     from drift.prompts import render
 
@@ -157,7 +164,8 @@ def start(config: RunConfig, trainer: "Trainer", resumed: Resumed | None) -> Non
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     first = trainer.problems[Split.train].examples[0]
     prompt = render(trainer.policy, config.task, first)
-    write_json(folder / "manifest.json", build_manifest(config.seed, digests, prompt))
+    facts = {"data": digests, "overlap": overlap, "skipped_records": trainer.task.skipped}
+    write_json(folder / "manifest.json", build_manifest(config.seed, facts, prompt))
     name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
     done = trainer.progress.step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)

@@ -18,9 +18,11 @@ from drift.config import (
     RemaskingRule,
     RolloutConfig,
     RunConfig,
+    ScoreConfig,
     SequentialConfig,
     SFTConfig,
     SudokuConfig,
+    TaskConfig,
 )
 from drift.errors import ConfigError
 
@@ -109,15 +111,21 @@ def divisors(number: int) -> str:
     return "{" + ", ".join(str(d) for d in range(1, number + 1) if number % d == 0) + "}"
 
 
-def problems(config: BaseConfig) -> Iterator[str]:
-    """Every reason why a config cannot work."""
+def out_of_range(config: object) -> Iterator[str]:
     for keys, allowed, words in RANGES:
         for key in keys:
             value = setting(config, key)
             if value is not None and not allowed(value):
                 yield f"{key}={value} must be {words}"
+
+
+def problems(config: BaseConfig) -> Iterator[str]:
+    """Every reason why a config cannot work."""
+    yield from out_of_range(config)
     yield from _rollout(config)
-    yield from _task(config)
+    yield from _task(config.task)
+    if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
+        yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
         yield from _masking(config)
         yield from _objective(config)
@@ -196,8 +204,7 @@ def _cache(rollout: RolloutConfig) -> Iterator[str]:
         yield f"rollout.refresh_every={rollout.refresh_every} must be 1 or more"
 
 
-def _task(config: BaseConfig) -> Iterator[str]:
-    task = config.task
+def _task(task: TaskConfig) -> Iterator[str]:
     if isinstance(task, CountdownConfig):
         if not task.operators or set(task.operators) - set("+-*"):
             yield f"task.operators={task.operators!r} must be one or more of + - *"
@@ -263,6 +270,10 @@ def validate(config: object) -> None:
     Raises:
         ConfigError: one line with every problem found.
     """
-    found = list(problems(config)) if isinstance(config, BaseConfig) else []
+    found: list[str] = []
+    if isinstance(config, BaseConfig):
+        found = list(problems(config))
+    elif isinstance(config, ScoreConfig):
+        found = [*out_of_range(config), *_task(config.task)]
     if found:
         raise ConfigError("; ".join(found))

@@ -115,6 +115,7 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["task.reward.format=nan"], "task.reward.format=nan must be a finite number"),
         (["task.reward.cells=1"], "task.reward.cells=1.0 does not apply to task=countdown"),
         (["task.reward.length_penalty=-1"], "task.reward.length_penalty=-1.0 must be 0 or more"),
+        (["data.max_overlap=2"], "data.max_overlap=2.0 must be within 0 and 1"),
         (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
     ],
 )

@@ -1,14 +1,19 @@
 """Data files: what is read, and the one line that says what is wrong with the rest."""
 
+import gzip
+import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from drift.config import CountdownConfig, FilesConfig, Split, SudokuConfig, TaskConfig
 from drift.errors import DataError
-from drift.tasks import Task, build_task
+from drift.tasks import Task, build_task, records
 from drift.tasks.records import integer, read_records, string
 
 RECORDS = [
@@ -95,14 +100,72 @@ def test_an_array_and_lines_give_the_same_examples(tmp_path: Path) -> None:
 )
 def test_blank_lines_and_line_ends_do_not_matter(file: Path, text: str) -> None:
     file.write_bytes(text.encode())
-    assert [record for _, record in read_records(file)] == [{"a": 1}, {"a": 2}]
+    assert [record.value for record in read_records(file)] == [{"a": 1}, {"a": 2}]
 
 
-def test_lines_are_numbered_as_in_an_editor_and_array_records_from_1(file: Path) -> None:
+def test_records_have_the_line_of_an_editor_and_in_an_array_their_number(file: Path) -> None:
     file.write_text('\n{"a": 1}\n\n{"a": 2}\n')
-    assert [number for number, _ in read_records(file)] == [2, 4]
-    file.write_text('[\n\n{"a": 1},\n{"a": 2}]')
-    assert [number for number, _ in read_records(file)] == [1, 2]
+    places = [(record.line, record.place) for record in read_records(file)]
+    assert places == [(2, f"{file}:2"), (4, f"{file}:4")]
+    file.write_text('[\n\n{"a":\n 1}, {"a": 2},\n{"a": 3}]')
+    places = [(record.line, record.place) for record in read_records(file)]
+    assert places == [
+        (3, f"{file}:3 (record 1)"), (4, f"{file}:4 (record 2)"), (5, f"{file}:5 (record 3)"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}', '[{"a": 1}, {"a": 2}]'])
+def test_a_byte_order_mark_and_gzip_do_not_matter(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plain.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("plain.json", "packed.json.gz"):
+        records = read_records(tmp_path / name)
+        assert [record.value for record in records] == [{"a": 1}, {"a": 2}]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)  # fmt: skip
+OBJECTS = st.lists(st.dictionaries(st.text('abc"\\{}[],\n\té数'), JSON), min_size=1, max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(OBJECTS, st.sampled_from([None, 0, 1]), st.booleans(), st.integers(1, 60))
+def test_an_array_read_in_small_pieces_is_what_json_reads(
+    objects: list[dict[str, Any]], indent: int | None, escape: bool, piece: int
+) -> None:
+    text = json.dumps(objects, indent=indent, ensure_ascii=escape)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(records, "CHUNK", piece)
+        file = Path(folder) / "array.json"
+        file.write_text(text, encoding="utf-8", newline="")
+        assert [record.value for record in read_records(file)] == json.loads(text)
+
+
+class Counting(io.StringIO):
+    """A text file that knows how much of it was read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> str:
+        text = super().read(size)
+        self.count += len(text)
+        return text
+
+
+def test_a_large_array_is_read_as_its_records_are_asked_for() -> None:
+    file = Counting("[" + ", ".join([line()] * 50_000) + "]")
+    scanner = records._Scanner(file)
+    scanner.peek()
+    found = records._array(Path("large.json"), scanner)
+    for _ in range(100):
+        next(found)
+    assert file.count == records.CHUNK
+    assert sum(1 for _ in found) == 49_900
+    assert len(scanner.buffer) <= 2 * records.CHUNK
 
 
 def test_each_split_reads_its_own_file(tmp_path: Path) -> None:
@@ -139,8 +202,19 @@ def test_an_empty_file_is_an_error(file: Path, content: str) -> None:
 def test_a_file_that_is_not_utf8_is_an_error(file: Path) -> None:
     latin = line().encode() + b'\n{"name": "caf\xe9"}\n'
     position = latin.index(b"\xe9")
-    assert error_of(file, latin) == f" not UTF-8 at byte {position}; convert it to UTF-8"
-    assert " not UTF-8 at byte 0;" in error_of(file, "[]".encode("utf-16"))
+    assert error_of(file, latin) == f"2: not UTF-8 at byte {position}; convert it to UTF-8"
+    assert "1: not UTF-8 at byte 0;" in error_of(file, "[]".encode("utf-16"))
+    late = (line() + "\n").encode() * 10_000 + b"\xff"  # behind what one read takes
+    assert error_of(file, late).startswith(f"10001: not UTF-8 at byte {len(late) - 1};")
+    array = b"[" + (line() + ",\n").encode() * 10_000 + b"\xff"
+    assert error_of(file, array).startswith(f"10001: not UTF-8 at byte {len(array) - 1};")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"no" + b, lambda b: b[:20] + b"!"])
+def test_a_damaged_gz_file_is_an_error(tmp_path: Path, damage: Any) -> None:
+    file = tmp_path / "train.jsonl.gz"
+    whole = gzip.compress("\n".join(line(target=i) for i in range(99)).encode())
+    assert "not a whole .gz file" in error_of(file, damage(whole))
 
 
 @pytest.mark.parametrize(
@@ -152,10 +226,12 @@ def test_a_file_that_is_not_utf8_is_an_error(file: Path) -> None:
         (line() + "\n{'numbers': [1, 2]}\n", 2),
         (line() + "\n\n" + line()[:-1], 3),
         (line() + line(), 1),
-        ("\ufeff" + line(), 1),
+        ("[" + line() + "\n" + line() + "]", 2),
+        ("[" + line() + ",\n{]", 2),
+        ("[" + line() + ",\n" + line()[:-1], 2),
         ("[" + line() + ",\n" + line() + ",\n]", 3),
         ("[" + line(), 1),
-        ("[1]\n[2]", 2),
+        ("[" + line() + "]\n[1]", 2),
     ],
 )
 def test_what_is_not_json_is_named_by_line(file: Path, content: str, number: int) -> None:
@@ -181,13 +257,25 @@ def test_json_that_python_refuses_is_a_data_error(file: Path, content: str) -> N
     [("3", "int"), ('"text"', "str"), ("null", "NoneType"), ("true", "bool"), ("1.5", "float")],
 )
 def test_a_record_that_is_no_object_is_named(file: Path, record: str, kind: str) -> None:
-    reason = f"2: a record is a JSON object, not {kind}"
-    assert error_of(file, f"{line()}\n{record}\n") == reason
-    assert error_of(file, f"[{line()},\n{record}]") == reason
+    reason = f"a record is a JSON object, not {kind}"
+    assert error_of(file, f"{line()}\n{record}\n") == f"2: {reason}"
+    assert error_of(file, f"[{line()},\n{record}]") == f"2 (record 2): {reason}"
 
 
 def test_a_list_within_an_array_is_no_record(file: Path) -> None:
-    assert error_of(file, f"[{line()}, [1]]") == "2: a record is a JSON object, not list"
+    said = error_of(file, f"[{line()}, [1]]")
+    assert said == "1 (record 2): a record is a JSON object, not list"
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF", "\\ud83d \\ude00"])
+def test_half_a_character_is_refused(file: Path, half: str) -> None:
+    text = f'{{"numbers": [3, 9, 5], "target": 11, "note": "{half}"}}'
+    code = half[2:6].lower()
+    reason = f"\\u{code} without its other half is no character"
+    assert error_of(file, text) == f"1: {reason}"
+    assert error_of(file, f"[{text}]") == f"1 (record 1): {reason}"
+    file.write_text('{"numbers": [3, 9, 5], "target": 11, "note": "\\ud83d\\ude00"}')
+    assert len(countdown(train=str(file)).examples(Split.train)) == 1
 
 
 # Records with a fault
@@ -220,7 +308,7 @@ def test_a_list_within_an_array_is_no_record(file: Path) -> None:
 )
 def test_a_countdown_field_fault_is_named(file: Path, changes: Any, reason: str) -> None:
     assert error_of(file, f"{line()}\n{line(**changes)}\n") == f"2: {reason}"
-    assert error_of(file, f"[{line()},{line(**changes)}]") == f"2: {reason}"
+    assert error_of(file, f"[{line()},{line(**changes)}]") == f"1 (record 2): {reason}"
 
 
 NO_PUZZLE = "is not 16 digits from 0 to 4 or 81 from 0 to 9"

@@ -1,11 +1,13 @@
 """Verifiable tasks. A task is a file and a line here; its key is the name in conf/task."""
 
-from drift.config import Split, TaskConfig
+from drift.config import OwnTaskConfig, Split, TaskConfig
+from drift.data_config import OnError
 from drift.errors import ConfigError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.countdown import Countdown
 from drift.tasks.math import Math
+from drift.tasks.own import class_of_file, installed_class, installed_tasks
 from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku
 
@@ -22,10 +24,34 @@ TASKS: dict[str, type[Task]] = {
 __all__ = ["TASKS", "Split", "Task", "build_task"]
 
 
-def build_task(config: TaskConfig) -> Task:
-    """The task that `task.name` chooses."""
-    if config.name not in TASKS:
+def build_task(config: TaskConfig, on_error: OnError = OnError.refuse) -> Task:
+    """The task that `task.name` chooses, or the one of `task.module`.
+
+    Args:
+        config: the task's settings.
+        on_error: what the task does with a bad record of its data files.
+    """
+    task = task_class(config)(config)
+    task.on_error = on_error
+    return task
+
+
+def task_class(config: TaskConfig) -> type[Task]:
+    own = isinstance(config, OwnTaskConfig)
+    if own and config.module is not None:
+        return class_of_file(config.module)
+    if config.name in TASKS and not own:
+        return TASKS[config.name]
+    installed = installed_tasks()
+    if config.name in installed:
+        return installed_class(config)
+    if own:
+        known = ", ".join(installed) or "none"
         raise ConfigError(
-            f"task.name={config.name} has no grader in this version; with one: {', '.join(TASKS)}"
+            f"task={config.name} is no task of an installed package (those: {known}); for a file "
+            "of your own set task.module=FILE.py"
         )
-    return TASKS[config.name](config)
+    raise ConfigError(
+        f"task.name={config.name} has no grader in this version (of your own: task=own "
+        f"task.module=FILE.py); with one: {', '.join([*TASKS, *installed])}"
+    )

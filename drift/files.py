@@ -1,0 +1,30 @@
+"""Files that are either whole or absent, and their digests."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def flush(path: Path) -> None:
+    """Make the kernel write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is either the old one or the new one, never a part."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    flush(beside)
+    beside.replace(path)

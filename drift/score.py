@@ -1,0 +1,130 @@
+"""Offline grading: `python -m drift.score task=sudoku input=completions.jsonl output=graded.jsonl`.
+
+Each input record has the data fields of the task and `completion`. Each output line, in the same
+order: `line` (of the record in the input), its `id` and `task_id` if it has them, and the fields of
+`drift.types.Score`. With data.on_error=skip a bad record has the verdict `bad_record`, reward 0 and
+a `reason`; it counts in none of the summary's figures but its own.
+"""
+
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any
+
+from drift.cli import run_command
+from drift.config import ScoreConfig
+from drift.errors import ConfigError, DataError
+from drift.files import file_digest, flush, write_json
+
+if TYPE_CHECKING:
+    from drift.tasks.records import Record
+    from drift.types import Score
+
+log = logging.getLogger("drift")
+NAMES = ("id", "task_id")  # fields of the input that are told again
+BAD = "bad_record"
+SHOWN = 20  # bad records named in the log; the output has every one
+
+
+class CallableModule(ModuleType):
+    """`import drift.score` makes `drift.score` this module; the function of that name lives on."""
+
+    def __call__(self, task: Any, records: Any) -> "list[Score]":
+        from drift.scoring import score
+
+        return score(task, records)
+
+
+sys.modules[__name__].__class__ = CallableModule
+
+
+def output_line(record: "Record", result: "Score | DataError") -> dict[str, Any]:
+    """What is written of one record."""
+    from drift.types import Score
+
+    named = {} if isinstance(record.value, DataError) else record.value
+    line = {"line": record.line, **{name: named[name] for name in NAMES if name in named}}
+    if isinstance(result, DataError):
+        none = Score(reward=0.0, correct=False, answer=None, verdict=BAD)
+        return {**line, **asdict(none), "reason": str(result)}
+    return {**line, **asdict(result)}
+
+
+class Summary:
+    """Sums over the output lines."""
+
+    def __init__(self) -> None:
+        self.verdicts: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()
+        self.correct = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.verdicts[line["verdict"]] += 1
+        if line["verdict"] != BAD:
+            self.correct += line["correct"]
+            for name, value in ({"reward": line["reward"]} | line.get("rewards", {})).items():
+                self.sums[name] += value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Accuracy with its Wilson interval, the mean of each reward, counts of verdicts."""
+        from drift.stats import Accuracy
+
+        verdicts = dict(self.verdicts.most_common())
+        bad = verdicts.pop(BAD, 0)
+        accuracy = Accuracy(correct=self.correct, n=sum(verdicts.values()))
+        means = {name: total / accuracy.n for name, total in self.sums.items()}
+        return {
+            **accuracy.as_dict(), "means": means, "verdicts": verdicts, "bad_records": bad,
+        }  # fmt: skip
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A new file that takes the path's place when all of it is written, and never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield file
+        flush(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def run(config: ScoreConfig) -> None:
+    """Grade the input line by line; write the grades, then their summary beside them."""
+    from drift.scoring import graded
+    from drift.stats import Accuracy
+    from drift.tasks import build_task
+    from drift.tasks.records import read_records
+
+    source, target = Path(config.input).expanduser(), Path(config.output).expanduser()
+    if source.resolve() == target.resolve():
+        raise ConfigError(f"output={target} is the input; choose another file")
+    task = build_task(config.task, config.data.on_error)
+    summary = Summary()
+    with whole_file(target) as file:
+        for record, result in graded(task, read_records(source), config.data.on_error):
+            line = output_line(record, result)
+            summary.add(line)
+            file.write(json.dumps(line) + "\n")
+            if isinstance(result, DataError) and summary.verdicts[BAD] <= SHOWN:
+                log.warning("bad record: %s", result)
+    figures = summary.as_dict()
+    origin = {"task": config.task.name, "input": {"path": str(source), **file_digest(source)}}
+    write_json(target.with_suffix(".summary.json"), origin | figures)
+    log.info("accuracy %s", Accuracy(correct=summary.correct, n=figures["n"]))
+    verdicts = ", ".join(f"{name} {count}" for name, count in figures["verdicts"].items())
+    log.info("verdicts: %s; bad records: %d", verdicts, figures["bad_records"])
+    log.info("wrote %s and %s", target, target.with_suffix(".summary.json").name)
+
+
+if __name__ == "__main__":
+    run_command("score", run)

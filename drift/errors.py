@@ -23,3 +23,7 @@ class RolloutError(DriftError, RuntimeError):
 
 class TrainingError(DriftError, RuntimeError):
     """Training cannot go on, for example because a gradient is not finite."""
+
+
+class SandboxError(DriftError, RuntimeError):
+    """Untrusted programs cannot be run behind the isolation that is asked for."""

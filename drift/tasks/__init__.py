@@ -3,10 +3,19 @@
 from drift.config import Split, TaskConfig
 from drift.errors import ConfigError
 from drift.tasks.base import Task
+from drift.tasks.code import Code
 from drift.tasks.countdown import Countdown
+from drift.tasks.one_line_code import OneLineCode
 from drift.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {"countdown": Countdown, "sudoku": Sudoku}
+TASKS: dict[str, type[Task]] = {
+    "countdown": Countdown,
+    "sudoku": Sudoku,
+    "code": Code,
+    "mbpp": Code,
+    "humaneval": Code,
+    "one_line_code": OneLineCode,
+}
 
 __all__ = ["TASKS", "Split", "Task", "build_task"]
 

@@ -33,7 +33,7 @@ FORGERIES: dict[str, str] = {
     "leave from atexit": "import atexit, os\natexit.register(os._exit, 0)",
     "crash the interpreter": "import ctypes\ndef f(): ctypes.string_at(0)",
     # forging the result
-    "print a pass": "print('pass'); print('{\"verdict\": \"pass\", \"passed\": 1}')",
+    "print a pass": 'print(\'pass\'); print(\'{"verdict": "pass", "passed": 1}\')',
     "write a report to every descriptor": """
 import json, os, struct
 body = json.dumps({"nonce": "0" * 32, "verdict": "pass", "passed": 1, "detail": ""}).encode()
@@ -135,7 +135,8 @@ class E:
     def __eq__(self, other): return True
 f = E()""",
     # reading the tests
-    "frames of the callers": FIND + """
+    "frames of the callers": FIND
+    + """
 import sys
 def f():
     frame = sys._getframe()
@@ -143,14 +144,16 @@ def f():
         for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
             if (s := secret_in(value)): return s
         frame = frame.f_back""",
-    "every object of the collector": FIND + """
+    "every object of the collector": FIND
+    + """
 import gc
 def f():
     for value in gc.get_objects():
         try:
             if (s := secret_in(value)): return s
         except Exception: pass""",
-    "frames of other threads": FIND + """
+    "frames of other threads": FIND
+    + """
 import sys
 def f():
     for frame in sys._current_frames().values():
@@ -158,7 +161,8 @@ def f():
             if (s := secret_in(frame.f_locals)): return s
             frame = frame.f_back""",
     "inspect.stack": FIND + "import inspect\ndef f(): return secret_in(inspect.stack(9))",
-    "reading every descriptor": FIND + """
+    "reading every descriptor": FIND
+    + """
 import os
 def f():
     for fd in range(64):
@@ -167,7 +171,8 @@ def f():
             if (s := secret_in(os.read(fd, 1 << 20))): return s
         except OSError: pass""",
     "memory of the process": FIND + "def f(): return secret_in(open('/proc/self/mem').read())",
-    "memory of the checker": FIND + """
+    "memory of the checker": FIND
+    + """
 import ctypes, os
 def f():
     buffer = ctypes.create_string_buffer(4096)
@@ -176,10 +181,12 @@ def f():
     ctypes.CDLL(None).process_vm_readv(os.getppid(), v, 1, r, 1, 0)
     return secret_in(buffer.raw)""",
     "the environment": FIND + "import os\ndef f(): return secret_in(os.environ)",
-    "command lines": FIND + """
+    "command lines": FIND
+    + """
 import glob
 def f(): return secret_in([open(p).read() for p in glob.glob('/proc/*/cmdline')])""",
-    "a trace function": FIND + """
+    "a trace function": FIND
+    + """
 import sys
 found = []
 def trace(frame, event, arg):
@@ -187,7 +194,8 @@ def trace(frame, event, arg):
     return trace
 sys.settrace(trace)
 def f(): return found and found[0]""",
-    "arguments of the messages": FIND + """
+    "arguments of the messages": FIND
+    + """
 from drift.sandbox import wire
 seen = []
 old = wire.receive
@@ -235,7 +243,7 @@ def f(): return None""",
 PROBES: dict[str, str] = {
     # files
     "read /etc/passwd": "open('/etc/passwd').read()",
-    "read by a descriptor of a folder": "os.open('etc/passwd', os.O_RDONLY, dir_fd=os.open('/', 0))",
+    "read by a descriptor of a folder": "os.open('etc/passwd', 0, dir_fd=os.open('/', 0))",
     "list the home folders": "assert os.listdir('/home') + os.listdir('/root')",
     "list /proc": "os.listdir('/proc')",
     "read /proc/self/environ": "open('/proc/self/environ').read()",
@@ -263,7 +271,7 @@ PROBES: dict[str, str] = {
     "netlink": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
     "a raw socket": "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "resolve a name": "import socket; socket.getaddrinfo('localhost', 80)",
-    "fetch a page": "import urllib.request; urllib.request.urlopen('http://127.0.0.1:1', timeout=1)",
+    "fetch a page": "import urllib.request as u; u.urlopen('http://127.0.0.1:1', timeout=1)",
     # processes
     "fork": "os.fork() or os._exit(0)",
     "a shell": "assert os.system('true') == 0",

@@ -2,6 +2,7 @@
 
 import atexit
 import builtins
+import contextlib
 import operator
 import os
 import random
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from drift.sandbox import wire
-from drift.sandbox.isolation import Isolation, confine_program, die_with_parent
+from drift.sandbox.isolation import Isolation, confine_program
 from drift.sandbox.program import MAX_TEXT, Message
 
 RPC = 3  # the descriptor of the connection to the checker
@@ -39,7 +40,6 @@ def main(isolation: Isolation, memory_mb: int) -> NoReturn:
     else:  # where 0 is, /dev/null: what a module prints is nobody's business
         os.dup2(0, 1)
         os.dup2(0, 2)
-    die_with_parent()
     confine_program(isolation, memory_mb, request["cpu_s"])
     wire.send(RPC, READY)
     sys.stdin, sys.stdout, sys.stderr = _text_streams()
@@ -73,13 +73,19 @@ def _text_streams() -> tuple[TextIOWrapper, TextIOWrapper, TextIOWrapper]:
 
 
 def _error(error: BaseException) -> Message:
-    """An exception as its nearest built-in type and its text."""
+    """An exception as its nearest built-in type, its arguments if they are plain, and its text."""
+
+    def refuse(value: Any) -> Any:
+        raise wire.NotPlainError
+
     names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    try:
+    text, args = "", []
+    with contextlib.suppress(BaseException):  # both may be code of the program
         text = str(error)[:MAX_TEXT]
-    except BaseException:  # it may be a class of the program
-        text = ""
-    return {"raised": names[0], "text": f"{type(error).__name__}: {text}", "message": text}
+        args = wire.encode(list(error.args), refuse)
+    if len(repr(args)) > MAX_TEXT:
+        args = [text]
+    return {"raised": names[0], "text": f"{type(error).__name__}: {text}", "args": args}
 
 
 def _run_as_script(source: str, module: ModuleType) -> NoReturn:
@@ -87,8 +93,11 @@ def _run_as_script(source: str, module: ModuleType) -> NoReturn:
     try:
         exec(compile(source, "program.py", "exec"), module.__dict__)
     except SystemExit as stop:
-        if stop.code is not None:
-            status = stop.code & 0xFF if isinstance(stop.code, int) else 1
+        if isinstance(stop.code, int):
+            status = stop.code & 0xFF
+        elif stop.code is not None:
+            status = 1
+            print(stop.code, file=sys.stderr)
     except BaseException as error:
         status, report = 1, _error(error)
         traceback.print_exc()

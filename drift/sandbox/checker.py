@@ -13,7 +13,7 @@ import socket
 from typing import Any, NoReturn
 
 from drift.sandbox import candidate, kernel, wire
-from drift.sandbox.isolation import Isolation, confine_checker, die_with_parent
+from drift.sandbox.isolation import Isolation, confine_checker
 from drift.sandbox.program import MAX_REPLY, MAX_TEXT, Fault, Message, Object, Program
 
 MAX_REQUEST = 1 << 28  # bytes; it comes from the trainer
@@ -153,7 +153,6 @@ def main(connection: int, isolation: Isolation, memory_mb: int) -> NoReturn:
         isolation: what both processes are put behind.
         memory_mb: address space of each of the two.
     """
-    die_with_parent()
     mine, other = socket.socketpair()
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     if isolation.level == "namespaces":

@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -113,7 +114,11 @@ class Zygote:
                 raise SandboxError(f"the sandbox does not start: {reason}") from None
 
     def judge(self, request: Request) -> Verdict | None:
-        """Have one program judged; None if nobody came back with a verdict."""
+        """Have one program judged; None if nobody came back with a verdict.
+
+        Raises:
+            TimeoutError: neither came in the time that the checker has for it.
+        """
         assert self.control is not None
         nonce = secrets.token_hex(16)
         kind = "stdio" if isinstance(request, Stdio) else "asserts"
@@ -129,8 +134,7 @@ class Zygote:
                 mine.sendall(message)
                 report = wire.receive(mine.fileno(), MAX_REPORT, in_time(seconds))
             except TimeoutError:
-                self.start()
-                return Verdict(verdict="timeout", passed=0, detail="no verdict in time")
+                raise
             except (wire.ClosedError, OSError, ValueError):
                 return None
         if report.pop("nonce", None) != nonce:
@@ -145,7 +149,7 @@ class Zygote:
             try:
                 self.process.wait(3.0)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: its session
                 self.process.wait()
         self.control = self.process = None
 
@@ -219,13 +223,28 @@ class Sandbox:
         zygote = self._idle.get()
         try:
             for _ in range(ATTEMPTS):
-                verdict = zygote.judge(request)
+                try:
+                    verdict = zygote.judge(request)
+                except TimeoutError:
+                    verdict = Verdict(verdict="timeout", passed=0, detail="no verdict in time")
+                    self._restart(zygote)
                 if verdict is not None:
                     return verdict
-                zygote.start()  # whatever was killed, a fresh one has no memory of it
+                self._restart(zygote)
             return Verdict(verdict="error", passed=0, detail="its checker was killed each time")
         finally:
             self._idle.put(zygote)
+
+    def _restart(self, zygote: Zygote) -> None:
+        """A fresh process in place of one that failed, behind the same isolation."""
+        hello = {}
+        for _ in range(ATTEMPTS):
+            hello = zygote.start()
+            if hello["name"] == self.isolation:
+                return
+        raise SandboxError(
+            f"the sandbox had isolation {self.isolation} and comes back with {hello['name']}"
+        )
 
     def close(self) -> None:
         """End every process."""

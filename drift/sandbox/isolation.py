@@ -50,7 +50,8 @@ class Isolation:
 def library_folders() -> list[str]:
     """Where the interpreter and what it loads are."""
     own = (str(Path(os.__file__).parent), f"{sys.base_prefix}/lib")
-    return [path for path in dict.fromkeys((*own, *LIBRARIES)) if Path(path).is_dir()]
+    there = [path for path in dict.fromkeys((*own, *LIBRARIES)) if Path(path).is_dir()]
+    return [p for p in there if not any(p.startswith(f"{above}/") for above in there)]
 
 
 def candidates(first: str) -> Iterator[Isolation]:
@@ -158,8 +159,6 @@ def _build_root(folders: list[str]) -> None:
     kernel.mount("tmpfs", root, "tmpfs", quiet, "size=1m,mode=755")
     for path, fd in opened.items():
         target = Path(root + path)
-        if any(path.startswith(f"{above}/") for above in folders):
-            continue  # part of a folder that is there as a whole
         target.parent.mkdir(parents=True, exist_ok=True)
         if path in links:
             target.symlink_to(links[path])
@@ -186,11 +185,6 @@ def _build_root(folders: list[str]) -> None:
     kernel.mount("", "/", flags=kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | quiet)
 
 
-def die_with_parent() -> None:
-    """Be killed when the parent ends, whatever ends it."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -198,6 +192,7 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _leave_user(isolation: Isolation) -> None:
+    """Another user, no capabilities, no way to others; killed when the parent ends."""
     if isolation.user is not None:
         os.setgroups([])
         os.setresgid(isolation.user, isolation.user, isolation.user)
@@ -205,6 +200,11 @@ def _leave_user(isolation: Isolation) -> None:
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    _die_with_parent()  # the kernel forgets it where the user changes
+
+
+def _die_with_parent() -> None:
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def confine_program(isolation: Isolation, memory_mb: int, cpu_s: int) -> None:
@@ -225,6 +225,8 @@ def confine_program(isolation: Isolation, memory_mb: int, cpu_s: int) -> None:
     ):
         _limit(kind, value)
     if isolation.level == "none":
+        if sys.platform == "linux":
+            _die_with_parent()
         return
     for kind in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
         _limit(kind, 0)
@@ -248,6 +250,8 @@ def confine_checker(isolation: Isolation, memory_mb: int, child: int) -> None:
     _limit(resource.RLIMIT_AS, memory_mb << 20)
     _limit(resource.RLIMIT_CORE, 0)
     if isolation.level == "none":
+        if sys.platform == "linux":
+            _die_with_parent()
         return
     _leave_user(isolation)
     if isolation.landlock:

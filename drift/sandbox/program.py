@@ -140,7 +140,7 @@ class Program:
     def died(self) -> Fault:
         """The process is gone, or has closed its connection: why?"""
         in_time = self.cpu() < self.cpu_end
-        status = self.end()
+        status = self.end(patience_s=0.5)  # it closes its descriptors before it can be waited for
         if status == -signal.SIGKILL and not self.killed:  # by the kernel
             verdict = (
                 ("memory", "the process was killed") if in_time else ("timeout", self.too_long)
@@ -252,14 +252,15 @@ class Program:
 
     def exception(self, answer: Message) -> Exception:
         """A built-in exception that the program named, or ProgramError."""
-        text = str(answer.get("message"))[:MAX_TEXT]
+        text = str(answer.get("text"))[:MAX_TEXT]
         kind = vars(builtins).get(answer["raised"]) if type(answer["raised"]) is str else None
         if isinstance(kind, type) and issubclass(kind, Exception):
+            args = self.decode(answer.get("args"), is_open=False)
             try:
-                return kind(text)
-            except TypeError:  # UnicodeDecodeError and its like want more
+                return kind(*args)
+            except TypeError:
                 pass
-        return ProgramError(str(answer.get("text"))[:MAX_TEXT])
+        return ProgramError(text)
 
 
 def update(old: Any, new: Any) -> None:

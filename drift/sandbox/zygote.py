@@ -82,13 +82,16 @@ class Children:
             for pid in self.alive:
                 os.kill(pid, signal.SIGKILL)
 
-    def wait(self, patience_s: float) -> None:
-        """Until every descendant is gone."""
+    def wait(self, patience_s: float) -> bool:
+        """Until every descendant is gone; False if one is not."""
         until = time.monotonic() + patience_s
-        with contextlib.suppress(ChildProcessError):
+        try:
             while time.monotonic() < until:
                 if not os.waitpid(-1, os.WNOHANG)[0]:
                     time.sleep(0.002)
+        except ChildProcessError:
+            return True
+        return False
 
 
 def serve(control: socket.socket, chosen: isolation.Isolation, config: dict[str, Any]) -> None:
@@ -108,7 +111,8 @@ def serve(control: socket.socket, chosen: isolation.Isolation, config: dict[str,
             children.alive.add(pid)
         os.close(fds[0])
     children.kill()
-    children.wait(2.0)
+    if not children.wait(2.0) and os.getpid() == os.getpgid(0):
+        os.killpg(0, signal.SIGKILL)  # with this process
 
 
 def check(control: socket.socket, connection: int, chosen: isolation.Isolation, mb: int) -> None:

@@ -239,6 +239,27 @@ class ReasoningGymConfig(GeneratedTaskConfig):
 
 
 @dataclass
+class SandboxConfig:
+    """Settings of the tasks that run programs."""
+
+    workers: int = 2  # programs at the same time, on each rank
+    memory_mb: int = 512  # of a program
+    time_limit: float = 3.0  # CPU seconds of a test, where the problem does not say
+    partial: bool = False  # reward = the share of tests passed; else all or nothing
+    allow_unsafe: bool = False  # run programs with limits alone where nothing isolates them
+
+
+@dataclass
+class CodeConfig(SandboxConfig, TaskConfig):
+    pass
+
+
+@dataclass
+class OneLineCodeConfig(SandboxConfig, GeneratedTaskConfig):
+    pass
+
+
+@dataclass
 class MaskingConfig:
     strategy: MaskingStrategy = MISSING
     num_views: int = MISSING
@@ -440,6 +461,8 @@ GROUPS: dict[str, dict[str, type]] = {
         "math": MathConfig,
         "reasoning_gym": ReasoningGymConfig,
         "own": OwnTaskConfig,
+        "code": CodeConfig,
+        "one_line_code": OneLineCodeConfig,
     },
     "masking": {
         "sequential": SequentialConfig,

@@ -27,3 +27,7 @@ class TrainingError(DriftError, RuntimeError):
 
 class GradingError(DriftError, RuntimeError):
     """A process that grades answers cannot start."""
+
+
+class SandboxError(DriftError, RuntimeError):
+    """Untrusted programs cannot be run behind the isolation that is asked for."""

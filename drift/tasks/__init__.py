@@ -5,8 +5,10 @@ from drift.data_config import OnError
 from drift.errors import ConfigError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
+from drift.tasks.code import Code
 from drift.tasks.countdown import Countdown
 from drift.tasks.math import Math
+from drift.tasks.one_line_code import OneLineCode
 from drift.tasks.own import class_of_file, installed_class, installed_tasks
 from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku
@@ -19,6 +21,10 @@ TASKS: dict[str, type[Task]] = {
     "gsm8k": Math,
     "math500": Math,
     "reasoning_gym": ReasoningGym,
+    "code": Code,
+    "mbpp": Code,
+    "humaneval": Code,
+    "one_line_code": OneLineCode,
 }
 
 __all__ = ["TASKS", "Split", "Task", "build_task"]

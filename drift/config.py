@@ -345,6 +345,9 @@ class EvalRunConfig(BaseConfig):
 class DoctorConfig(BaseConfig):
     """`python -m drift.doctor`."""
 
+    objective: ObjectiveConfig = MISSING  # with optim: for the memory that training needs
+    optim: OptimConfig = MISSING
+
 
 @dataclass
 class ExportConfig:

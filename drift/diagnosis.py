@@ -3,6 +3,7 @@
 Each check takes a `Patient` and returns what was found, and whether that is as it must be.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift import rng
-from drift.config import Dtype, RolloutConfig
+from drift.config import CacheMode, Dtype, ObjectiveConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
 from drift.likelihood import micro_batches, token_logps
+from drift.memory import GIB, Sizes, sampling, training, words
 from drift.policy.base import Policy
 from drift.types import Example, PromptBatch, Rollout, Trace
 
+WORST_CACHE_KL = 0.5  # nats a token; beyond it a cached sampler is another model
 TOLERANCE = {Dtype.float32: 1e-4, Dtype.bfloat16: 0.3}  # of logits and log-probs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Finding(name="padding", text="largest difference 2e-06", healthy=True)."""
+
+    name: str
+    text: str
+    healthy: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +43,34 @@ class Patient:
     answers: list[list[int]]  # right ones, as tokens; empty where the task cannot write any
     shown: str  # the first prompt's text as the chat template renders it
     rollout: RolloutConfig
+    needs: tuple[Finding, ...] = ()  # memory, from the sizes alone
 
-    def sample(self, temperature: float) -> Trace:
-        config = replace(self.rollout, temperature=temperature)
+    def sample(self, cache: CacheMode) -> Trace:
+        plain = {"horizon": None, "refresh_every": None} if cache != self.rollout.cache else {}
+        config = replace(self.rollout, temperature=1.0, cache=cache, **plain)
         rows = torch.arange(len(self.prompts))
         return decode(self.policy, self.prompts, rows, config, rng.stream(0, "doctor"))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Finding(name="padding", text="largest difference 2e-06", healthy=True)."""
-
-    name: str
-    text: str
-    healthy: bool
+    def replay(self, trace: Trace) -> Tensor:
+        """The learner's log-prob of each token in the state in which it was committed: [B, C]."""
+        policy = self.policy
+        rollout = Rollout(
+            prompts=PromptBatch(examples=self.examples, ids=self.prompts, first_prompt=0),
+            group_size=1,
+            rows_B=torch.arange(len(self.prompts)),
+            trace=trace,
+            texts=[],
+            scores=[],
+            temperature=1.0,
+            policy_version=0,
+            reward_s=0.0,
+        )
+        last = int(trace.unmask_step_BC.max())
+        steps_K11 = torch.arange(last + 1, device=policy.device)[:, None, None]
+        scored_KBC = trace.unmask_step_BC == steps_K11
+        hidden_KBC = (trace.unmask_step_BC >= steps_K11) | ~trace.committed_BC
+        batches = micro_batches(rollout, hidden_KBC, scored_KBC, policy.special, 16)
+        return token_logps(policy, batches, hidden_KBC.shape, 1.0).logp_KBC.sum(0)
 
 
 def network(patient: Patient) -> Finding:
@@ -97,7 +123,7 @@ def shift(patient: Patient) -> Finding:
     checkpoint's own output would not do: what a wrong alignment sampled, it also finds likely.
     """
     policy = patient.policy
-    losses = torch.zeros(2, dtype=torch.float64)
+    losses, count = torch.zeros(2, dtype=torch.float64), 0
     for row, (prompt, answer) in enumerate(zip(patient.prompts, patient.answers, strict=True)):
         ids = torch.tensor(prompt + answer, device=policy.device)
         may_hide = torch.arange(len(ids)) >= (len(prompt) if answer else 1)
@@ -107,10 +133,14 @@ def shift(patient: Patient) -> Finding:
             continue
         rows = policy.backbone(torch.where(hidden, policy.special.mask, ids)[None])
         shifted = torch.cat([rows[:, :1], rows[:, :-1]], dim=1)
+        count += int(hidden.sum())
         for i, candidate in enumerate((rows, shifted)):
             scores = policy.denoising_logits(candidate[0, hidden])
             losses[i] += float(F.cross_entropy(scores, ids[hidden], reduction="sum"))
+    losses /= max(count, 1)
     text = f"cross-entropy {losses[0]:.2f} unshifted, {losses[1]:.2f} shifted by one"
+    if losses.min() >= math.log(policy.backbone.config.vocab_size):
+        return Finding(name="shift", text=f"{text}: untrained, no telling", healthy=True)
     healthy = bool(losses[1] < losses[0]) == policy.family.shift
     return Finding(name="shift", text=text, healthy=healthy)
 
@@ -136,27 +166,21 @@ def padding(patient: Patient) -> Finding:
 
 def replay(patient: Patient) -> Finding:
     """The learner's log-probs of the sampler's own steps (cache none: exact)."""
-    trace, policy = patient.sample(1.0), patient.policy
-    rollout = Rollout(
-        prompts=PromptBatch(examples=patient.examples, ids=patient.prompts, first_prompt=0),
-        group_size=1,
-        rows_B=torch.arange(len(patient.prompts)),
-        trace=trace,
-        texts=[],
-        scores=[],
-        temperature=1.0,
-        policy_version=0,
-        reward_s=0.0,
-    )
-    last = int(trace.unmask_step_BC.max())
-    steps_K11 = torch.arange(last + 1, device=policy.device)[:, None, None]
-    scored_KBC = trace.unmask_step_BC == steps_K11
-    hidden_KBC = (trace.unmask_step_BC >= steps_K11) | ~trace.committed_BC
-    batches = micro_batches(rollout, hidden_KBC, scored_KBC, policy.special, rows_per_forward=16)
-    found_BC: Tensor = token_logps(policy, batches, hidden_KBC.shape, 1.0).logp_KBC.sum(0)
-    largest = float((found_BC - trace.logp_BC).abs().max())
+    trace = patient.sample(CacheMode.none)
+    largest = float((patient.replay(trace) - trace.logp_BC).abs().max())
     text = f"sampler and learner differ by {largest:.1e} in log-prob, cache none"
     return Finding(name="replay", text=text, healthy=largest <= TOLERANCE[patient.dtype])
+
+
+def caches(patient: Patient) -> Finding:
+    """How far a cached sampler is from the network: KL a token in its own states (see gap.py)."""
+    found: dict[CacheMode, float] = {}
+    for cache in (CacheMode.prefix, CacheMode.dual):
+        trace = patient.sample(cache)
+        difference_N = (patient.replay(trace) - trace.logp_BC)[trace.committed_BC].double()
+        found[cache] = float((difference_N.exp() - 1 - difference_N).mean())
+    text = ", ".join(f"{cache}: {kl:.1e} nats a token from exact" for cache, kl in found.items())
+    return Finding(name="caches", text=text, healthy=max(found.values()) <= WORST_CACHE_KL)
 
 
 CHECKS: tuple[Callable[[Patient], Finding], ...] = (
@@ -168,10 +192,34 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
     shift,
     padding,
     replay,
+    caches,
 )
 
 
 @torch.no_grad()
 def examine(patient: Patient) -> list[Finding]:
     """Every check, in order."""
-    return [check(patient) for check in CHECKS]
+    return [*(check(patient) for check in CHECKS), *patient.needs]
+
+
+def memory_needs(
+    sizes: Sizes,
+    objective: ObjectiveConfig,
+    optim: OptimConfig,
+    rollout: RolloutConfig,
+    available: int,
+) -> tuple[Finding, ...]:
+    """Memory for rollout and for training on one process, against what the machine has."""
+    found: list[Finding] = []
+    for name, terms, keys in (
+        ("rollout memory", sampling(sizes, rollout), "rollout.max_rows"),
+        (
+            "training memory",
+            training(sizes, objective, optim, rollout),
+            "optim.rows_per_forward, or set model.gradient_checkpointing or model.lora.rank",
+        ),
+    ):
+        fits = sum(terms.values()) <= available
+        text = f"{words(terms)} of {available / GIB:.1f}" + ("" if fits else f"; lower {keys}")
+        found.append(Finding(name=name, text=text, healthy=fits))
+    return tuple(found)

@@ -13,8 +13,9 @@ NUM_EXAMPLES = 8
 
 def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
-    from drift.diagnosis import Patient, examine
+    from drift.diagnosis import Patient, examine, memory_needs
     from drift.engine import Engine
+    from drift.memory import Sizes
     from drift.policy.loading import load_model
     from drift.prompts import encode_all, render
     from drift.tasks import Split, build_task
@@ -29,6 +30,14 @@ def run(config: DoctorConfig) -> None:
     if isinstance(task, GeneratedTask):
         texts = [task.demonstration(example, habit=False) for example in examples]
         answers = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    sizes = Sizes(
+        model=config.model,
+        backbone=policy.backbone.config,
+        row=max(map(len, prompts)) + config.rollout.gen_length,
+    )
+    needs = memory_needs(
+        sizes, config.objective, config.optim, config.rollout, engine.memory_bytes()
+    )
     patient = Patient(
         policy=policy,
         dtype=config.model.dtype,
@@ -37,6 +46,7 @@ def run(config: DoctorConfig) -> None:
         answers=answers,
         shown=render(policy, config.task, examples[0]),
         rollout=config.rollout,
+        needs=needs,
     )
     with engine.autocast():
         findings = examine(patient)

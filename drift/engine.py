@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -130,6 +131,12 @@ class Engine:
         """Wait for the device, so that a clock measures work and not its start."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def memory_bytes(self) -> int:
+        """What the GPU has, or the machine."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return psutil.virtual_memory().total
 
     def peak_memory_gib(self) -> float:
         """Peak of the GPU's allocated memory, or of the process's resident memory on a CPU."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drift.config import Confidence, EndSuppression, RolloutConfig
+from drift.errors import RolloutError
 from drift.policy.base import Policy
 
 CHUNK = 256  # words summed together in `invert`
@@ -32,6 +33,9 @@ def draw(
     Returns:
         tokens [N] int64; their log-probs at the temperature (at 1 when greedy) [N] float32; the
         confidences [N] float32.
+
+    Raises:
+        RolloutError: the logits are not finite.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     chunk = policy.head_chunk()
@@ -49,6 +53,11 @@ def draw_chunk(
     """`draw` of one chunk, from logits whose largest is 0."""
     weights_NV = logits_NV.exp()
     total_N1 = weights_NV.sum(-1, keepdim=True)
+    if not bool(total_N1.isfinite().all()):
+        raise RolloutError(
+            "the network's logits are not finite: its weights are broken, or training diverged; "
+            "go on from an earlier checkpoint with a lower optim.lr"
+        )
     greedy, temperature = config.temperature == 0, config.temperature or 1.0
     tempered_NV, mass_N1 = weights_NV, total_N1
     if temperature != 1:

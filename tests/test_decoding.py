@@ -9,6 +9,7 @@ from torch import Tensor
 from drift import rng
 from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
 from drift.decoding import decode
+from drift.errors import RolloutError
 from drift.policy.base import Policy
 from drift.remasking import static, threshold
 from drift.sampling import invert
@@ -102,6 +103,19 @@ def test_a_row_stops_after_the_block_that_holds_a_stop_token() -> None:
         assert (trace.unmask_step_BC[row] >= 0).sum() == committed
         assert canvas[committed:] == [policy.special.mask] * (8 - committed)
         assert trace.nfe_B[row] == committed  # one token a step
+
+
+def test_broken_weights_are_said() -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        policy.backbone.norm.weight[0] = torch.nan
+    with pytest.raises(RolloutError, match="logits are not finite"):
+        decode(policy, PROMPTS, torch.arange(4), STATIC, KEY)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(RolloutError, match="prompt 1 is empty"):
+        decode(make_policy(), [[5], []], torch.arange(2), STATIC, KEY)
 
 
 def test_mask_is_never_committed() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from drift.caching import Cached
 from drift.cli import typed
 from drift.config import Dtype
 from drift.decoding import decode
-from drift.diagnosis import Patient, examine, padding, shift
+from drift.diagnosis import Patient, caches, examine, padding, shift
 from drift.likelihood import micro_batches, token_logps
 from drift.policy.loading import load_policy
 from drift.prompts import encode_all
@@ -61,7 +62,7 @@ def test_attention_to_padding_is_found() -> None:
     assert padding(sick).healthy
     backbone = sick.policy.backbone
     forward = backbone.forward
-    backbone.forward = lambda ids, lengths=None: forward(ids)  # type: ignore[method-assign]
+    backbone.forward = lambda ids, *_: forward(ids)  # type: ignore[method-assign]
     assert not padding(sick).healthy
 
 
@@ -93,3 +94,18 @@ def test_the_command_prints_a_verdict_a_line_and_exits_with_one(run: Run, tmp_pa
     assert done.returncode == 1
     failed = [line.split("│")[1].strip() for line in done.stdout.splitlines() if "FAILED" in line]
     assert "special tokens" in failed
+
+
+def test_too_little_memory_is_said_with_the_setting_to_lower(run: Run) -> None:
+    done = run("doctor", "rollout.max_rows=50000000", check=False)
+    assert done.returncode == 1
+    row = " ".join(done.stdout.split("rollout memory")[1].split("training memory")[0].split())
+    assert "FAILED" in row
+    assert "lower" in row
+    assert "rollout.max_rows" in row
+
+
+def test_a_cache_that_is_another_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caches(patient("tiny_dream", "sudoku")).healthy
+    monkeypatch.setattr(Cached, "fill", lambda *_: None)  # keys and values stay 0
+    assert not caches(patient("tiny_dream", "sudoku")).healthy

@@ -19,7 +19,7 @@ from drift.config import (
     ModelConfig,
     OptimConfig,
     RandomConfig,
-    RemaskingRule,
+    RolloutConfig,
     RunConfig,
     SequentialConfig,
 )
@@ -38,25 +38,21 @@ from tests.conftest import (
     replay_views,
     rollout_config,
 )
+from tests.test_decoding import EXACT
 
 KEY = rng.stream(3, "test")
 PROMPTS = [[5, 6, 7], [4], [9, 8, 7, 6, 5, 4], [3, 3]]
-RULES = [
-    rollout_config(),
-    rollout_config(steps=2),
-    rollout_config(remasking=RemaskingRule.threshold, threshold=0.3),
-    rollout_config(temperature=0.7),
-]
 
 
-@pytest.mark.parametrize("config", RULES)
-@pytest.mark.parametrize("rows_per_forward", [1, 64])
+@pytest.mark.parametrize("config", EXACT.values(), ids=EXACT.keys())
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS * 4, [[5, 6]] * 16], ids=len)
+@pytest.mark.parametrize("rows_per_forward", [3, 64])
 def test_replaying_a_trace_gives_the_samplers_log_probs(
-    policy: Policy, config: object, rows_per_forward: int
+    policy: Policy, config: RolloutConfig, prompts: list[list[int]], rows_per_forward: int
 ) -> None:
-    trace = decode(policy, PROMPTS, torch.arange(4), config, KEY)  # type: ignore[arg-type]
-    temperature = config.temperature  # type: ignore[attr-defined]
-    rollout = make_rollout(PROMPTS, trace, temperature=temperature)
+    trace = decode(policy, prompts, torch.arange(len(prompts)), config, KEY)
+    temperature = config.temperature or 1.0  # greedy records the log-prob at 1
+    rollout = make_rollout(prompts, trace, temperature=temperature)
     views = replay_views(rollout)
     batches = micro_batches(
         rollout, views.hidden_KBC, views.scored_KBC, policy.special, rows_per_forward

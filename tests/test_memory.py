@@ -1,4 +1,4 @@
-"""What is never made: logits of positions that nobody asked for."""
+"""What is never made: logits that nobody asked for. What is kept: as much as the formulas say."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from drift import rng
-from drift.config import CacheMode, RolloutConfig
+from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
 from drift.likelihood import micro_batches, score
-from drift.policy import base
-from tests.conftest import make_policy, make_rollout, replay_views, rollout_config
+from drift.memory import (
+    Sizes,
+    block_activations,
+    num_parameters,
+    num_trained,
+    sampling,
+    training,
+)
+from drift.policy import base, lora
+from drift.policy.backbone import Backbone, BackboneConfig
+from drift.policy.loading import FAMILIES
+from tests.conftest import make_policy, make_rollout, objective, replay_views, rollout_config
+from tests.oracles import CONFIGS
 
 KEY = rng.stream(3, "test")
 VOCAB = 997  # no other size in these tests is a multiple of it
@@ -75,3 +86,54 @@ def test_memory_does_not_grow_with_the_number_of_prompts() -> None:
     few, many = decoded(config, 4), decoded(config, 40)
     assert many.largest == few.largest
     assert max(many.positions) <= max(few.positions)
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_activations_are_as_large_as_the_formula_says(family: str, dtype: Dtype) -> None:
+    sizes = BackboneConfig(
+        vocab_size=50, hidden_size=128, num_layers=6, num_heads=8,
+        num_kv_heads=8 if family == "llada" else 2, mlp_size=320, rope_theta=1e4, norm_eps=1e-5,
+        max_positions=512, qkv_bias=family == "dream", tie_head=False,
+    )  # fmt: skip
+    backbone = Backbone(sizes)
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    assert num_parameters(sizes) == sum(p.numel() for p in backbone.parameters())
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # so that no storage is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        if tensor.numel() % (8 * 96) == 0:  # a token's, not a weight's copy
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == Dtype.bfloat16):
+        backbone(torch.randint(0, 50, (8, 96), generator=torch.Generator().manual_seed(0)))
+    weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    formula = 8 * 96 * 6 * block_activations(ModelConfig(dtype=dtype), sizes)
+    assert measured == pytest.approx(formula, rel=0.08)
+
+
+def test_trained_parameters_of_an_adapter() -> None:
+    policy, settings = make_policy("dream"), LoraConfig(rank=3)
+    lora.attach_new(policy, settings, "base")
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert num_trained(ModelConfig(lora=settings), policy.backbone.config) == trained
+
+
+def test_llada_8b_with_a_replica_and_a_reference_needs_what_is_computed_by_hand() -> None:
+    model = ModelConfig(dtype=Dtype.bfloat16, gradient_checkpointing=True)
+    b = FAMILIES["llada"].read_config(
+        CONFIGS["llada"](vocab=126464, hidden=4096, layers=32, heads=32, kv_heads=32, mlp=12288)
+    )
+    sizes, optim = Sizes(model=model, backbone=b, row=512), OptimConfig(rows_per_forward=8)
+    rollout = replace(rollout_config(), cache=CacheMode.dual, max_rows=32)
+    terms = training(sizes, objective(kl_coef=0.1), optim, rollout)
+    assert terms["weights"] == 4 * 8_015_581_184
+    assert terms["reference"] == 2 * 8_015_581_184
+    assert terms["checkpoints"] == 8 * 512 * 32 * 4 * 4096
+    assert sampling(sizes, rollout)["cache"] == 2 * 32 * 32 * 513 * 4096 * 2

@@ -47,8 +47,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
-        return normed.to(x.dtype) * self.weight
+        if x.dtype == torch.float32:  # a float32 stream: fused, one tensor less kept for backward
+            normed = F.rms_norm(x, x.shape[-1:], self.weight.float(), self.eps)
+        else:
+            normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        if torch.is_autocast_enabled(x.device.type):  # once here, not in each linear layer
+            normed = normed.to(torch.get_autocast_dtype(x.device.type))
+        return normed
 
 
 def rope_tables(positions: Tensor, head_size: int, theta: float) -> Tensor:
@@ -256,6 +261,8 @@ class Backbone(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
             elif parameter.dim() == 2:
                 scale = 0.02 if name.startswith("embed") else parameter.shape[1] ** -0.5
                 if name.endswith(("out_proj.weight", "down_proj.weight")):

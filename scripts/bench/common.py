@@ -1,0 +1,151 @@
+"""What the benchmarks share: shapes, random policies, the machine's own rates, tables."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from drift.engine import gpu_names
+from drift.memory import num_parameters
+from drift.policy.backbone import Backbone, BackboneConfig
+from drift.policy.base import Policy, SpecialIds
+from drift.policy.loading import FAMILIES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def shape(**sizes: Any) -> BackboneConfig:
+    usual = {"rope_theta": 5e5, "norm_eps": 1e-5, "qkv_bias": False, "tie_head": False}
+    return BackboneConfig(**(usual | {"max_positions": 4096} | sizes))
+
+
+SHAPES = {
+    "small": ("llada", shape(
+        vocab_size=32_000, hidden_size=512, num_layers=6, num_heads=8, num_kv_heads=8,
+        mlp_size=1536,
+    )),
+    "llada-8b": ("llada", shape(
+        vocab_size=126_464, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32,
+        mlp_size=12_288,
+    )),
+    "dream-7b": ("dream", shape(
+        vocab_size=152_064, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4,
+        mlp_size=18_944, qkv_bias=True,
+    )),
+}  # fmt: skip
+
+
+def random_policy(name: str, dtype: str, device: str) -> Policy:
+    """Random weights in one of SHAPES; mask id 1, padding and stop id 0."""
+    family, sizes = SHAPES[name]
+    with torch.device("meta"):
+        backbone = Backbone(sizes)
+    backbone = backbone.to(DTYPES[dtype]).to_empty(device=device)
+    backbone.init_weights(torch.Generator(device).manual_seed(0))
+    return Policy(backbone, FAMILIES[family], SpecialIds(mask=1, pad=0, stop=(0,)))
+
+
+def prompts_of(count: int, length: int, vocab_size: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(2, vocab_size, (count, length), generator=generator).tolist()
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def seconds(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    synchronize(device)
+    started = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return time.perf_counter() - started, result
+
+
+def best(work: Callable[[], Any], device: str, tries: int) -> float:
+    return min(seconds(work, device)[0] for _ in range(tries))
+
+
+def machine_rates(dtype: str, device: str) -> tuple[float, float]:
+    """FLOP/s of a large matmul, bytes/s of a large copy (read + write)."""
+    size = 2048 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    matmul = 2 * size**3 / best(lambda: a @ a, device, 5)
+    big = torch.empty(64 * 2**20 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
+    return matmul, 2 * big.numel() / best(lambda: other.copy_(big), device, 5)
+
+
+def peak_gib(device: str) -> float | None:
+    if device == "cpu":
+        return None
+    return torch.get_device_module(device).max_memory_allocated() / 2**30
+
+
+def machine(device: str) -> str:
+    where = gpu_names()[0] if device != "cpu" else f"{platform.machine()} CPU"
+    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+@dataclass
+class Meter:
+    """FLOPs and bytes of the work that a policy was asked for, counted from the shapes."""
+
+    policy: Policy
+    flops: float = 0.0
+    bytes: float = 0.0
+    bound_s: float = 0.0
+    matmul: float = 1.0
+    copy: float = 1.0
+
+    def add(self, flops: float, moved: float) -> None:
+        self.flops += flops
+        self.bytes += moved
+        self.bound_s += max(flops / self.matmul, moved / self.copy)
+
+    def layers(self, tokens: int, last: int, keys: float, rows: int) -> None:
+        """`tokens` columns through all layers, `last` of them through the end of the last one."""
+        b = self.policy.backbone.config
+        width = self.policy.backbone.embed.weight.element_size()
+        kv = 2 * b.num_kv_heads * b.head_size
+        key_values = 2 * b.hidden_size * kv
+        rest = 2 * (2 * b.hidden_size**2 + 3 * b.hidden_size * b.mlp_size)
+        through = tokens * (b.num_layers - 1) + last
+        flops = b.num_layers * tokens * key_values + through * (rest + 4 * b.hidden_size * keys)
+        weights = num_parameters(b) - 2 * b.vocab_size * b.hidden_size
+        self.add(flops, width * (weights + b.num_layers * rows * keys * kv))
+
+    def head(self, positions: int) -> None:
+        b = self.policy.backbone.config
+        width = self.policy.backbone.embed.weight.element_size()
+        size = b.vocab_size * b.hidden_size
+        self.add(2.0 * size * positions, width * size + 4.0 * positions * b.vocab_size)
+
+
+def show(title: str, rows: list[dict[str, Any]], path: Path | None, about: dict[str, Any]) -> None:
+    """A table on the terminal; the same and what is known of the machine as JSON."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=title)
+    for row in rows:
+        cells = (row.get(column) for column in columns)
+        table.add_row(
+            *(f"{c:.3g}" if isinstance(c, float) else str("" if c is None else c) for c in cells)
+        )
+    Console(width=200).print(table)
+    for key, value in about.items():
+        print(f"{key}: {value}")
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"title": title, **about, "rows": rows}, indent=2) + "\n")

@@ -1,0 +1,140 @@
+"""Speed and memory of one update: forward and backward of M rows, head on the scored tokens only.
+
+python scripts/bench/learner.py                            # two CPU cores, float32, 1 minute
+python scripts/bench/learner.py --shape llada-8b --device cuda --dtype bfloat16 --lora 8 \
+    --checkpointing --rows 8
+"""
+
+import argparse
+import resource
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from common import machine, machine_rates, peak_gib, prompts_of, random_policy, seconds, show
+
+from drift.config import (
+    AttentionBackend,
+    Dtype,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RolloutConfig,
+)
+from drift.memory import GIB, Sizes, num_parameters, training, words
+from drift.policy import lora
+from drift.policy.base import Policy
+
+
+def flops(policy: Policy, tokens: int, scored: int, size: int, checkpointing: bool) -> float:
+    """Forward and backward: three times the forward, four with its recomputation.
+
+    Under LoRA the gradients of the frozen weights are not computed: one forward less.
+    """
+    b = policy.backbone.config
+    layers = num_parameters(b) - 2 * b.vocab_size * b.hidden_size
+    attention = 4 * b.num_layers * b.hidden_size * size
+    passes = 3 + checkpointing - (policy.adapter is not None)
+    return passes * (tokens * (2 * layers + attention) + 2 * b.vocab_size * b.hidden_size * scored)
+
+
+def update(
+    policy: Policy, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    logp_N, _ = policy(**batch, temperature=1.0)
+    (-logp_N.mean()).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def batch_of(options: argparse.Namespace, policy: Policy) -> dict[str, torch.Tensor]:
+    """M rows of S tokens whose canvas is masked; every `1 / scored`-th canvas token is scored."""
+    size, device = options.prompt + options.length, options.device
+    ids = torch.tensor(prompts_of(options.rows, size, policy.backbone.config.vocab_size))
+    target = ids.clone()
+    ids[:, options.prompt :] = policy.special.mask
+    chosen = torch.arange(options.prompt, size)[:: round(1 / options.scored)]
+    row = torch.arange(options.rows).repeat_interleave(len(chosen))
+    position = chosen.repeat(options.rows)
+    found = {
+        "ids_MS": ids,
+        "lengths_M": torch.full((options.rows,), size),
+        "row_N": row,
+        "position_N": position,
+        "target_N": target[row, position],
+    }
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=common.SHAPES, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=common.DTYPES, default="float32")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--length", type=int, default=448)
+    parser.add_argument("--scored", type=float, default=0.25, help="share of the canvas")
+    parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains every weight")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--attention", choices=AttentionBackend, default=AttentionBackend.sdpa)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    policy = random_policy(options.shape, options.dtype, options.device)
+    policy.backbone.gradient_checkpointing = options.checkpointing
+    policy.backbone.attention = options.attention
+    settings = LoraConfig(rank=options.lora)
+    if options.lora:
+        lora.attach_new(policy, settings, options.shape)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    batch = batch_of(options, policy)
+    mixed = torch.autocast(torch.device(options.device).type, torch.bfloat16,
+                           enabled=options.dtype == "bfloat16")  # fmt: skip
+    with mixed:
+        update(policy, batch, optimizer)  # kernels are chosen and memory is taken
+        took = min(
+            seconds(lambda: update(policy, batch, optimizer), options.device)[0] for _ in range(3)
+        )
+    size, tokens = options.prompt + options.length, batch["ids_MS"].numel()
+    work = flops(policy, tokens, len(batch["row_N"]), size, options.checkpointing)
+    matmul, _ = machine_rates(options.dtype, options.device)
+    model = ModelConfig(dtype=Dtype(options.dtype), lora=settings,
+                        gradient_checkpointing=options.checkpointing)  # fmt: skip
+    sizes = Sizes(model=model, backbone=policy.backbone.config, row=size)
+    needs = training(
+        sizes, ObjectiveConfig(), OptimConfig(rows_per_forward=options.rows), RolloutConfig()
+    )
+    peak = peak_gib(options.device)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    row: dict[str, Any] = {
+        "rows": options.rows,
+        "tokens": tokens,
+        "scored": len(batch["row_N"]),
+        "seconds": took,
+        "tokens/s": tokens / took,
+        "TFLOP": work / 1e12,
+        "of matmul rate": work / took / matmul,
+        "peak GiB": peak,
+        "formula GiB": sum(needs.values()) / GIB,
+    }
+    about = {
+        "machine": machine(options.device),
+        "shape": f"{options.shape}, {options.dtype}, LoRA rank {options.lora}, "
+        f"checkpointing {options.checkpointing}, attention {options.attention}",
+        "matmul": f"{matmul / 1e9:.0f} GFLOP/s",
+        "formula": words(needs),
+    }
+    show("one update", [row], options.json, about)
+
+
+if __name__ == "__main__":
+    main()

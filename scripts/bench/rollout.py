@@ -1,0 +1,214 @@
+"""Speed of decoding: cache x rule x batch x length, against a plain decoder in the same run.
+
+python scripts/bench/rollout.py                            # two CPU cores, float32, 3 minutes
+python scripts/bench/rollout.py --shape llada-8b --device cuda --dtype bfloat16 --batch 1 8 32 128 \
+    --length 256 --steps 64
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from common import Meter, machine, machine_rates, peak_gib, prompts_of, random_policy, seconds, show
+
+from drift import decoding, rng
+from drift.config import CacheMode, EndSuppression, RemaskingRule, RolloutConfig
+from drift.policy.base import Policy
+from drift.types import Trace
+from tests.plain import naive_decode
+
+KEY = rng.stream(0, "bench")
+
+
+class Stopwatch:
+    """Where the time of a decode goes; wraps the four rooms while it is used."""
+
+    def __init__(self, meter: Meter, device: str):
+        self.meter, self.device = meter, device
+        self.spent = {"network": 0.0, "head": 0.0, "draw": 0.0}
+
+    def timed(self, name: str, work: Callable[..., Any], count: Callable[..., None]) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            count(*args)
+            took, result = seconds(lambda: work(*args, **kwargs), self.device)
+            self.spent[name] += took
+            return result
+
+        return run
+
+    def run(self, decode: Callable[[], Trace]) -> tuple[float, Trace]:
+        policy, meter = self.meter.policy, self.meter
+        backbone = policy.backbone
+
+        def whole(ids: torch.Tensor, lengths: Any = None, query: Any = None) -> None:
+            last = ids.numel() if query is None else query.numel()
+            meter.layers(ids.numel(), last, ids.shape[1], len(ids))
+
+        def fill(ids: torch.Tensor, lengths: Any, *_: Any) -> None:
+            meter.layers(ids.numel(), 0, ids.shape[1], len(ids))
+
+        def step(ids: torch.Tensor, columns: Any, lengths: Any, cache: Any, wanted: int) -> None:
+            meter.layers(ids.numel(), len(ids) * wanted, int(lengths.max()), len(ids))
+
+        def head(hidden: torch.Tensor) -> None:
+            meter.head(len(hidden))
+
+        wrapped: list[tuple[Any, str, str, Callable[..., None]]] = [
+            (backbone, "forward", "network", whole),
+            (backbone, "prefill", "network", fill),
+            (backbone, "step", "network", step),
+            (policy, "denoising_logits", "head", head),
+            (decoding, "draw", "draw", lambda *_: None),
+        ]
+        originals = [getattr(owner, name) for owner, name, _, _ in wrapped]
+        for (owner, name, room, count), original in zip(wrapped, originals, strict=True):
+            setattr(owner, name, self.timed(room, original, count))
+        try:
+            return seconds(decode, self.device)
+        finally:
+            for (owner, name, _, _), original in zip(wrapped, originals, strict=True):
+                setattr(owner, name, original)
+
+
+def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, device: str,
+            rates: tuple[float, float]) -> tuple[dict[str, Any], Trace]:  # fmt: skip
+    """One row of the table: a plain run for the time, a watched one for its parts."""
+
+    def decode() -> Trace:
+        return decoding.decode(policy, prompts, torch.arange(len(prompts)), config, KEY)
+
+    if device != "cpu":
+        decode()  # kernels are chosen and memory is taken
+    took, trace = seconds(decode, device)
+    meter = Meter(policy, matmul=rates[0], copy=rates[1])
+    watch = Stopwatch(meter, device)
+    watched, _ = watch.run(decode)
+    draw = watch.spent["draw"] - watch.spent["head"]
+    network = watch.spent["network"] / watched
+    tokens, nfe = int(trace.committed_BC.sum()), int(trace.nfe_B.sum())
+    return {
+        "cache": config.cache.value,
+        "rule": config.remasking.value,
+        "batch": config.max_rows,
+        "length": config.gen_length,
+        "seconds": took,
+        "tokens/s": tokens / took,
+        "NFE": nfe / len(prompts),
+        "tokens/NFE": tokens / nfe,
+        "network": network,
+        "head": watch.spent["head"] / watched,
+        "sampling": draw / watched,
+        "rest": 1 - network - (watch.spent["draw"] / watched),
+        "TFLOP": meter.flops / 1e12,
+        "bound s": meter.bound_s,
+        "of bound": meter.bound_s / took,
+        "peak GiB": peak_gib(device),
+    }, trace
+
+
+def grid(options: argparse.Namespace) -> list[RolloutConfig]:
+    base = RolloutConfig(
+        remasking=RemaskingRule.static, gen_length=options.length, block_length=options.block,
+        steps=options.steps, suppress_end=EndSuppression.token,
+    )  # fmt: skip
+    caches = [
+        {"cache": CacheMode.none},
+        {"cache": CacheMode.prefix, "horizon": options.horizon},
+        {"cache": CacheMode.dual},
+    ]
+    return [replace(base, max_rows=batch, **cache) for batch in options.batch for cache in caches]
+
+
+def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Answers that end between 10 % and 100 % of the canvas, with and without leaving early.
+
+    A stop token is put where a row is to end, as soon as that position is committed.
+    """
+    rows, length = 4 * max(options.batch), 2 * options.length
+    prompts = prompts_of(rows, options.prompt, policy.backbone.config.vocab_size)
+    share_B = 0.1 + 0.9 * rng.uniform(rng.stream(0, "ends"), torch.arange(rows))
+    end_B = (share_B * length).long().clamp(max=length - 1).to(policy.device)
+    config = RolloutConfig(
+        remasking=RemaskingRule.static, gen_length=length, block_length=options.block,
+        steps=2 * options.steps, cache=CacheMode.dual,
+        max_rows=max(options.batch),
+    )  # fmt: skip
+    advance, stop = decoding.advance, policy.special.stop
+
+    def ending(policy: Policy, state: Any, active_A: torch.Tensor, *rest: Any) -> torch.Tensor:
+        end_A = end_B[active_A]
+        there_A = active_A[state.step_BC[active_A, end_A] >= 0]
+        state.ids_BS[there_A, state.prompt_length_B[there_A] + end_B[there_A]] = stop[0]
+        return advance(policy, state, active_A, *rest)
+
+    found: list[dict[str, Any]] = []
+    decoding.advance = ending
+    for leaves in (False, True):
+        policy.special = replace(policy.special, stop=stop if leaves else (-1,))
+        took, trace = seconds(
+            lambda: decoding.decode(policy, prompts, torch.arange(rows), config, KEY),
+            options.device,
+        )
+        found.append(
+            {"rows leave": leaves, "seconds": took, "NFE": float(trace.nfe_B.float().mean())}
+        )
+    decoding.advance, policy.special = advance, replace(policy.special, stop=stop)
+    for row in found:
+        row["times faster"] = found[0]["seconds"] / row["seconds"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=common.SHAPES, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=common.DTYPES, default="float32")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--block", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--horizon", type=int, default=128)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    policy = random_policy(options.shape, options.dtype, options.device)
+    rates = machine_rates(options.dtype, options.device)
+    vocab = policy.backbone.config.vocab_size
+    rows: list[dict[str, Any]] = []
+    plain: dict[int, tuple[float, torch.Tensor]] = {}
+    for config in grid(options):
+        prompts = prompts_of(config.max_rows, options.prompt, vocab)
+        if config.max_rows not in plain and config.max_rows <= 32:  # float64 logits of all rows
+            plain[config.max_rows] = seconds(
+                lambda c=config, p=prompts: naive_decode(policy, p, c, KEY), options.device
+            )
+        row, trace = measure(policy, prompts, config, options.device, rates)
+        if config.max_rows in plain:
+            took, canvas_BC = plain[config.max_rows]
+            row["times plain"] = took / row["seconds"]
+            if config.cache == CacheMode.none:
+                row["same tokens"] = float((canvas_BC == trace.canvas_BC).float().mean())
+        rows.append(row)
+    about = {
+        "machine": machine(options.device),
+        "shape": f"{options.shape}, {options.dtype}, prompt {options.prompt}, "
+        f"block {options.block}, {options.steps} steps",
+        "matmul": f"{rates[0] / 1e9:.0f} GFLOP/s",
+        "copy": f"{rates[1] / 1e9:.1f} GB/s",
+        "plain decoder": {batch: f"{took:.1f} s" for batch, (took, _) in plain.items()},
+        "retirement": retirement(policy, options),
+    }
+    show("rollout", rows, options.json, about)
+
+
+if __name__ == "__main__":
+    main()

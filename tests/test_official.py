@@ -1,0 +1,50 @@
+"""A checkpoint as LLaDA's and Dream's authors publish it, at tiny size, through every command."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from drift.policy.loading import load_policy
+from tests.conftest import ROOT, Run
+from tests.oracles import CONFIGS, random_weights, write_shards
+
+SIZES = {"vocab": 128, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 48}
+FEW = ("rollout.prompts_per_step=4", "rollout.group_size=2", "eval.max_examples=4", "num_steps=2")
+
+
+@pytest.fixture(params=["llada", "dream"])
+def official(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    spec = importlib.util.spec_from_file_location("blank", ROOT / "scripts" / "blank_tiny.py")
+    assert spec is not None and spec.loader is not None
+    blank = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(blank)
+    family, folder = request.param, tmp_path / "official"
+    tokenizer = blank.make_tokenizer(family)
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("mask", "pad", "eos")}
+    config = CONFIGS[family](**SIZES) | ids
+    write_shards(folder, config, random_weights(family, config, 0), num_shards=3)
+    tokenizer.save_pretrained(folder)
+    return family, folder
+
+
+def test_an_official_checkpoint_goes_through_every_command(
+    official: tuple[str, Path], run: Run, tmp_path: Path
+) -> None:
+    family, folder = official
+    model = ("model=tiny" if family == "llada" else "model=tiny_dream", f"model.path={folder}")
+    run("doctor", *model)
+    run("train", *model, *FEW, "hydra.run.dir=full", "optim.lr=1e-3")
+    run("train", *model, *FEW, "hydra.run.dir=lora", "model.lora.rank=2", "optim.lr=1e-3")
+    full, adapter = (tmp_path / f"{kind}/checkpoints/step_000002" for kind in ("full", "lora"))
+    assert (adapter / "policy" / "adapter_model.safetensors").exists()
+    run("doctor", *model[:1], f"model.path={full}/policy")
+    shown = run("eval", *model[:1], f"checkpoints=[{folder},{full},{adapter}]").stdout
+    assert shown.count("[0.000,") >= 1
+    run("export", f"checkpoint={adapter}", "output=merged")
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    original = json.loads((folder / "config.json").read_text())
+    assert original.items() <= written.items()  # every official key and value is kept
+    names = load_policy(folder).family.official_names(load_policy(folder).backbone.config)
+    assert len(names) == len(load_policy(tmp_path / "merged").backbone.state_dict())

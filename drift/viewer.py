@@ -204,8 +204,9 @@ class Decoder:
 
     def of(self, ids: list[int]) -> list[str]:
         new = sorted(set(ids) - self.known.keys())
-        texts = self.tokenizer.batch_decode([[i] for i in new])
-        self.known |= zip(new, texts, strict=True)
+        if new:  # nothing decodes to one empty text
+            texts = self.tokenizer.batch_decode([[i] for i in new])
+            self.known |= zip(new, texts, strict=True)
         return [self.known[i] for i in ids]
 
 

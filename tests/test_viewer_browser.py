@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,10 +132,36 @@ def test_probability_is_a_shade_with_a_legend(page: "Page", tmp_path: Path) -> N
     ]
     assert shades == [["p5"], ["p2"], ["p0"], ["p4"]]
     assert words(page, "#legend .scale .token") == ["≥ 0.9", "0.7", "0.5", "0.3", "0.1", "< 0.1"]
-    colours = page.locator("#legend .scale .token").evaluate_all(
-        "ts => ts.map(t => getComputedStyle(t).backgroundColor)"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_shades_can_be_told_apart_and_read_by_every_eye(
+    page: "Page", tmp_path: Path, scheme: str
+) -> None:
+    """Luminance alone orders them, and the text on each has WCAG's contrast of 4.5."""
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    open_rows(page, tmp_path, [FOUR])
+    found = page.locator("#legend .scale .token").evaluate_all(
+        "ts => ts.map(t => [getComputedStyle(t).backgroundColor, getComputedStyle(t).color])"
     )
-    assert len(set(colours)) == 6
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    shades = [luminance(paper if "0, 0, 0, 0" in shade else shade) for shade, _ in found]
+    assert shades == sorted(shades, reverse=scheme == "light")
+    for one, other in pairwise(shades):
+        assert contrast(one, other) > 1.1
+    for shade, (_, text) in zip(shades, found, strict=True):
+        assert contrast(shade, luminance(text)) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of `rgb(28, 28, 26)`."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 def test_a_token_tells_what_the_network_thought(page: "Page", tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Importing drift imports no torch; the names below load their module when first used.
 """
 
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -12,6 +14,7 @@ _LAZY = {
     "Policy": "drift.policy.base",
     "load_task": "drift.scoring",
     "score": "drift.scoring",
+    "generate": "drift.generation",
 }
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -22,3 +25,14 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'drift' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Importing a command, as `drift.generate`, does not put it in the function's place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _LAZY or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -172,7 +172,9 @@ def run_fault(error: Exception) -> str | None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Leave no empty run folder behind a mistake."""
+    """Leave no empty run folder behind a mistake; a command without one runs in the user's own."""
+    if folder == Path.cwd():
+        return
     ours = folder.parent.parent.name == "outputs"  # outputs/<model>-<task>/<time>
     for path in (folder, folder.parent) if ours else (folder,):
         if path.is_dir() and not any(path.iterdir()):

@@ -451,6 +451,16 @@ class ScoreConfig:
     output_dir: str = ""  # as in BaseConfig
 
 
+@dataclass
+class GenerateConfig(BaseConfig):
+    """`python -m drift.generate`."""
+
+    prompt: str | None = None
+    input: str | None = None  # a file of prompts, one a line; - = standard input
+    trace: str | None = None  # an HTML page to write
+    chat: bool = True  # put the checkpoint's chat template, if it has one, around each prompt
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {
@@ -481,15 +491,10 @@ GROUPS: dict[str, dict[str, type]] = {
 def register() -> None:
     """Put every schema into Hydra's store, under `schema/<group>/<name>`."""
     store = ConfigStore.instance()
-    for name, node in (
-        ("run", RunConfig),
-        ("sft", SFTConfig),
-        ("eval", EvalRunConfig),
-        ("doctor", DoctorConfig),
-        ("export", ExportConfig),
-        ("prepare", PrepareConfig),
-        ("score", ScoreConfig),
-    ):
+    schemas = {"run": RunConfig, "sft": SFTConfig, "eval": EvalRunConfig, "doctor": DoctorConfig}
+    schemas |= {"export": ExportConfig, "generate": GenerateConfig}
+    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig}
+    for name, node in schemas.items():
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():

@@ -1,0 +1,132 @@
+"""Completions of a user's own prompts, as a library call."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drift import rng
+from drift.cli import explain
+from drift.config import (
+    BaseConfig,
+    ClusterConfig,
+    ModelConfig,
+    RemaskingRule,
+    RolloutConfig,
+    TaskConfig,
+)
+from drift.decoding import decode
+from drift.errors import ConfigError, RolloutError
+from drift.policy.base import Policy
+from drift.prompts import encode
+from drift.rollout import texts_of
+from drift.types import Example, PromptBatch, Rollout, Trace
+from drift.validate import validate
+
+DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}
+BLOCK_LENGTH, THRESHOLD = 32, 0.9
+
+
+def generate(
+    policy: Policy,
+    prompts: str | Sequence[str],
+    *,
+    chat: bool = True,
+    seed: int = 0,
+    watch: Callable[[Trace], None] | None = None,
+    **rollout: object,
+) -> Rollout:
+    """Complete prompts: `drift.generate(policy, "3 9 5=7", gen_length=16).texts[0]`.
+
+    Args:
+        policy: from `drift.load_policy`; its device and dtype are used.
+        prompts: one, or several that are completed together; a completion does not depend on its
+            neighbours.
+        chat: put the checkpoint's chat template around each prompt; without one, or with False,
+            the model sees the prompt as it is.
+        seed: of the random numbers, where temperature > 0.
+        watch: called after each denoising step with the trace so far.
+        rollout: fields of `drift.config.RolloutConfig`; unset: 128 tokens in blocks of 32 (one
+            block if that is longer than the canvas), greedy, every token of confidence 0.9 or more
+            in each step, one completion of each prompt (`group_size`).
+
+    Returns:
+        The rows of a prompt adjacent; `texts` are the completions, `scores` is empty.
+
+    Raises:
+        ConfigError: rollout settings that are unknown or cannot work, or no prompt.
+        RolloutError: a prompt is empty or too long for the model's positions.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    config = rollout_config(rollout)
+    return complete(policy, texts, config, chat=chat, seed=seed, watch=watch)
+
+
+def rollout_config(settings: dict[str, object]) -> RolloutConfig:
+    """Checked settings, the rest filled in; refused with the words of the command line."""
+    values = DEFAULTS | settings
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(RolloutConfig), values)
+        length = config.gen_length
+        unset = {"steps": length, "block_length": min(BLOCK_LENGTH, length)}
+        if config.remasking == RemaskingRule.threshold:
+            unset["threshold"] = THRESHOLD
+        config = OmegaConf.to_object(OmegaConf.merge(config, unset | settings))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"rollout.{explain(error)}") from None
+    assert isinstance(config, RolloutConfig)
+    rest = BaseConfig(model=ModelConfig(), task=TaskConfig(), cluster=ClusterConfig())
+    rest.rollout = config
+    validate(rest)
+    return config
+
+
+def complete(
+    policy: Policy,
+    prompts: list[str],
+    config: RolloutConfig,
+    *,
+    chat: bool,
+    seed: int,
+    system: str | None = None,
+    watch: Callable[[Trace], None] | None = None,
+) -> Rollout:
+    """`generate` with checked settings and, for chat, a system prompt."""
+    if not prompts:
+        raise ConfigError("there is no prompt to complete")
+    chat = chat and policy.tokenizer.chat_template is not None
+    task = TaskConfig(system=system)
+    examples = [
+        Example(key=f"prompt {i}", prompt=text, fields={}) for i, text in enumerate(prompts, 1)
+    ]
+    limit = policy.backbone.config.max_positions - config.gen_length
+    ids: list[list[int]] = []
+    for example in examples:
+        if not example.prompt.strip():
+            raise RolloutError(f"{example.key} is empty")
+        ids.append(encode(policy, task, example) if chat else raw(policy, example.prompt))
+        if len(ids[-1]) > limit:
+            raise RolloutError(
+                f"{example.key} has {len(ids[-1])} tokens; with "
+                f"rollout.gen_length={config.gen_length} the model's positions allow {limit}; "
+                "shorten it or lower rollout.gen_length"
+            )
+    rows_B = torch.arange(len(ids) * config.group_size)
+    repeated = [row for row in ids for _ in range(config.group_size)]
+    trace = decode(policy, repeated, rows_B, config, rng.stream(seed, "generate"), watch)
+    return Rollout(
+        prompts=PromptBatch(examples=examples, ids=ids, first_prompt=0),
+        group_size=config.group_size,
+        rows_B=rows_B.to(policy.device),
+        trace=trace,
+        texts=texts_of(policy, trace),
+        scores=[],
+        temperature=config.temperature,
+        policy_version=0,
+        reward_s=0.0,
+    )
+
+
+def raw(policy: Policy, text: str) -> list[int]:
+    return policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

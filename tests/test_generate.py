@@ -1,0 +1,340 @@
+"""`python -m drift.generate` as a user runs it, and `drift.generate` as a library call."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import drift
+from drift.errors import ConfigError, RolloutError
+from drift.generate import Screen, lines_of, literal, style_of
+from drift.generation import generate
+from drift.policy.base import Policy
+from drift.policy.loading import load_policy, save_policy
+from drift.policy.lora import factors, save_adapter
+from drift.types import Trace
+from tests.conftest import ROOT
+from tests.test_lora import adapted
+from tests.test_viewer import embedded
+
+TINY = ROOT / "data" / "tiny-countdown"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ANSWER = "\\boxed{3+9+5}"  # the checkpoint's greedy one, its habit
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Policy:
+    return load_policy(TINY)
+
+
+def call(
+    folder: Path, *arguments: str, stdin: bytes | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command in a folder, on a pipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "drift.generate", *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        input=stdin or b"",
+        capture_output=True,
+        timeout=300,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def on_terminal(folder: Path, *arguments: str) -> str:
+    """What a terminal of 80 columns gets, escape sequences included."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drift.generate", *arguments],
+        cwd=folder,
+        env=ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    return shown.decode()
+
+
+def refused(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
+    """The one line of a refusal; nothing is written, and the folder still stands."""
+    before = sorted(folder.rglob("*"))
+    done = call(folder, *arguments, stdin=stdin)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert sorted(folder.rglob("*")) == before
+    assert folder.is_dir()
+    return lines[0].removeprefix("drift: ")
+
+
+# ---- the command
+
+
+def test_a_prompt_on_a_pipe_gives_its_text_and_one_line_of_cost(tmp_path: Path) -> None:
+    done = call(tmp_path, "prompt=3 9 5=7")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ANSWER + "\n"
+    assert re.fullmatch(
+        r"8 tokens in \d+\.\d\d s: \d+\.\d tokens/s, NFE 2, 4\.00 tokens per evaluation\n",
+        done.stderr,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_of_a_file_and_of_standard_input_are_the_same(tmp_path: Path) -> None:
+    lines = b"3 9 5=7\n2 4 8=14\r\n"
+    (tmp_path / "my prompts, all.txt").write_bytes(lines)
+    done = call(tmp_path, "input=my prompts, all.txt", "rollout.group_size=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n\n")[:2] == [ANSWER, ANSWER]
+    assert done.stdout.split("\n\n")[2].startswith("\\boxed{2")
+    assert len(done.stdout.split("\n\n")) == 4
+    assert "completion)" in done.stderr
+    for arguments in ((), ("input=-",)):
+        again = call(tmp_path, *arguments, "rollout.group_size=2", stdin=lines)
+        assert again.stdout == done.stdout
+
+
+def test_a_trace_page_is_written(tmp_path: Path) -> None:
+    done = call(tmp_path, "prompt=3 9 5=7", "trace=a page.html")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a page.html"]
+    (row,) = embedded((tmp_path / "a page.html").read_text())["rows"]  # type: ignore[misc]
+    assert row["prompt"] == "3 9 5=7"
+    assert "".join(row["tokens"]).startswith(ANSWER)
+    assert len(row["alternatives"][0]) == 6
+    assert row["label"] == ""
+
+
+def test_a_checkpoint_of_a_run_is_a_model(tmp_path: Path, tiny: Policy) -> None:
+    save_policy(tiny, tmp_path / "step_000080" / "policy")
+    done = call(tmp_path, "prompt=3 9 5=7", "model.path=step_000080")
+    assert done.stdout == ANSWER + "\n", done.stderr
+
+
+def test_an_adapter_is_a_model(tmp_path: Path) -> None:
+    policy = adapted(str(TINY))
+    for factor in factors(policy).values():
+        factor.data *= 3  # enough to change the answer
+    save_adapter(policy, tmp_path / "step_000080" / "policy")
+    policy = load_policy(tmp_path / "step_000080" / "policy")
+    text = drift.generate(policy, "3 9 5=7", gen_length=16, block_length=8).texts[0]
+    assert text != ANSWER
+    done = call(tmp_path, "prompt=3 9 5=7", "model.path=step_000080")
+    assert done.stdout == text + "\n", done.stderr
+
+
+def test_another_family_needs_no_model_option(tmp_path: Path) -> None:
+    done = call(tmp_path, "prompt=3 9 5=7", "model.path=data/tiny_dream-countdown")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("\\boxed{")
+
+
+def test_on_a_terminal_the_canvas_denoises(tmp_path: Path) -> None:
+    shown = on_terminal(tmp_path, "prompt=3 9 5=7", "rollout=static")
+    assert "·" in shown  # masks of the first frame
+    assert "\x1b[2m·" in shown  # dim
+    assert "\x1b[36m" in shown  # a token of probability 0.6 to 0.9
+    assert "\x1b[?25h" in shown  # the cursor is back
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert ANSWER + "\r\n" in text
+    assert "tokens per evaluation" in text.splitlines()[-1]
+
+
+def test_several_prompts_on_a_terminal_stand_in_order(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("3 9 5=7\n2 4 8=14\n")
+    shown = on_terminal(tmp_path, "input=prompts.txt")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert text.rindex("1  3 9 5=7") < text.rindex("2  2 4 8=14")
+    assert text.index(ANSWER) < text.rindex("\\boxed{2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ((), b"", 'standard input is empty; set prompt="..." or input=FILE, or pipe prompts in'),
+        (("prompt=",), b"", "prompt is empty; set prompt"),
+        (("prompt=  ",), b"", "prompt is empty; set prompt"),
+        (("prompt=a", "input=b"), b"", "prompt and input are both set; use one of them"),
+        (("input=none.txt",), b"", "none.txt: no such file of prompts"),
+        ((), b"a\n\nb\n", "standard input:2: the prompt is empty; remove the line"),
+        ((), b"\xff\xfe", "standard input: not UTF-8 at byte 0; convert it to UTF-8"),
+        (
+            ("prompt=" + "1 " * 200,),
+            b"",
+            "prompt 1 has 403 tokens; with rollout.gen_length=16 the model's positions allow 240; "
+            "shorten it or lower rollout.gen_length",
+        ),
+        (("prompt=a", "trace=no/where.html"), b"", "trace=no/where.html cannot be written"),
+        (("prompt=a", "rollout.block_length=5"), b"", "rollout.gen_length=16 is not a multiple"),
+        (("promt=a",), b"", "promt: no such option; did you mean prompt"),
+        (("prompt=a", "model.path=none"), b"", "model.path=none is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], stdin: bytes, message: str
+) -> None:
+    assert refused(tmp_path, *arguments, stdin=stdin).startswith(message)
+
+
+def test_without_a_prompt_on_a_terminal_it_does_not_wait(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "drift.generate"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 1
+    assert done.stderr.startswith('drift: there is no prompt; set prompt="..."')
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.text("\\'\"${}=, [(:\n"))
+def test_what_is_typed_behind_prompt_is_the_prompt(text: str) -> None:
+    override = OverridesParser.create().parse_override(literal(f"prompt={text}"))
+    assert OmegaConf.create({"prompt": override.value()}).prompt == text
+
+
+def test_only_texts_are_taken_literally() -> None:
+    assert literal("rollout.gen_length=32") == "rollout.gen_length=32"
+    assert literal("--help") == "--help"
+    assert literal("prompt") == "prompt"
+
+
+def test_lines_are_prompts_whatever_ends_them() -> None:
+    assert lines_of("f", "\ufeffa\r\nb c \nd\u2028e".encode()) == ["a", "b c ", "d\u2028e"]
+
+
+def test_a_terminal_takes_no_orders_from_a_model(tiny: Policy) -> None:
+    from rich.console import Console
+
+    screen = Screen(Console(), tiny, ["a\x1b[2J"], 1)
+    canvas = tiny.tokenizer("7+3", add_special_tokens=False)["input_ids"]
+    trace = Trace(
+        canvas_BC=torch.tensor([[*canvas, tiny.special.mask]]),
+        unmask_step_BC=torch.tensor([[0, 0, 1, -1]]),
+        logp_BC=torch.tensor([[0.95, 0.7, 0.1, 1.0]]).log(),
+        length_B=torch.tensor([0]),
+        finished_B=torch.tensor([False]),
+        nfe_B=torch.tensor([2]),
+    )
+    row = screen.row(trace, 0)
+    assert row.plain == "7+3·"
+    assert [str(span.style) for span in row.spans] == ["cyan", "bold magenta", "dim"]
+    assert style_of(0.9) == ""
+    assert style_of(0.3) == "yellow"
+    assert style_of(0.0) == "bold magenta"
+
+
+# ---- the library
+
+
+def test_the_function_stays_when_the_command_is_imported() -> None:
+    code = "import drift, drift.generate; from drift.generate import run; import drift.generation; "
+    code += "assert drift.generate is drift.generation.generate; "
+    code += "import sys; assert sys.modules['drift.generate'].run is run"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert drift.generate is generate
+
+
+def test_generate_completes_what_the_command_completes(tiny: Policy) -> None:
+    rollout = drift.generate(tiny, "3 9 5=7", gen_length=16, block_length=8)
+    assert rollout.texts == [ANSWER]
+    assert rollout.scores == []
+    assert rollout.prompts.examples[0].prompt == "3 9 5=7"
+    assert rollout.trace.canvas_BC.shape == (1, 16)
+
+
+def test_defaults_are_a_canvas_of_128_in_blocks_of_32(tiny: Policy) -> None:
+    trace = drift.generate(tiny, ["3 9 5=7", "1 2 3=6"]).trace
+    assert trace.canvas_BC.shape == (2, 128)
+    assert all((row >= 0).sum() % 32 == 0 for row in trace.unmask_step_BC)
+    assert drift.generate(tiny, "1 2 3=6", gen_length=16).trace.canvas_BC.shape == (1, 16)
+
+
+def test_a_completion_does_not_depend_on_its_neighbours(tiny: Policy) -> None:
+    settings = {"gen_length": 16, "block_length": 8, "temperature": 1.0, "seed": 3}
+    alone = drift.generate(tiny, "3 9 5=7", **settings)
+    beside = drift.generate(tiny, ["3 9 5=7", "12 1 1=10"], group_size=1, max_rows=1, **settings)
+    assert beside.texts[0] == alone.texts[0]
+    other = drift.generate(tiny, ["3 9 5=7"], group_size=8, **(settings | {"seed": 4}))
+    assert len(set(other.texts)) > 1
+
+
+def test_chat_is_the_checkpoints_template_and_raw_is_the_prompt(tiny: Policy) -> None:
+    ids = tiny.tokenizer("3=3", add_special_tokens=False)["input_ids"]
+    chat = drift.generate(tiny, "3=3", gen_length=16).prompts.ids[0]
+    assert tiny.tokenizer.decode(chat) == "<|user|>3=3<|eot_id|><|assistant|>"
+    assert drift.generate(tiny, "3=3", gen_length=16, chat=False).prompts.ids[0] == ids
+
+
+def test_watch_sees_every_step(tiny: Policy) -> None:
+    seen: list[int] = []
+    rollout = drift.generate(
+        tiny,
+        "3 9 5=7",
+        gen_length=16,
+        remasking="static",
+        watch=lambda trace: seen.append(int(trace.committed_BC.sum())),
+    )
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) == int(rollout.trace.nfe_B)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "error", "message"),
+    [
+        ("a", {"gen_lenght": 16}, ConfigError, "rollout.gen_lenght: no such option; did you mean"),
+        ("a", {"gen_length": "long"}, ConfigError, "rollout.gen_length: Value 'long'"),
+        ("a", {"gen_length": 48}, ConfigError, "rollout.gen_length=48 is not a multiple of"),
+        ("a", {"remasking": "statik"}, ConfigError, "rollout.remasking: Invalid value 'statik'"),
+        ("a", {"remasking": "factor"}, ConfigError, "rollout.factor=None must be above 0"),
+        ("a", {"remasking": "static", "threshold": 0.5}, ConfigError, "applies to"),
+        ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
+        ([], {}, ConfigError, "there is no prompt to complete"),
+        (["a", " "], {}, RolloutError, "prompt 2 is empty"),
+        ("1" * 300, {}, RolloutError, "prompt 1 has 303 tokens; with rollout.gen_length=128"),
+    ],
+)
+def test_what_cannot_be_completed_is_refused(
+    tiny: Policy,
+    prompts: str | list[str],
+    settings: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error) as caught:
+        drift.generate(tiny, prompts, **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

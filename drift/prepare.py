@@ -48,8 +48,7 @@ def convert(
 ) -> tuple[Splits, dict[str, list[str]]]:
     """Raw records in our format by split, and those that are left out.
 
-    A record gets an `id`: its task id, or its place in the upstream split, counted from 0; `seen`
-    counts.
+    A record gets an `id`: its task id, or its place in the upstream split, counted from 0.
 
     Raises:
         DataError: a record is bad and `on_error` does not say to skip it.
@@ -73,14 +72,21 @@ def convert(
                     unused.append(name)
                     continue
                 splits[split].append({"id": name, **source.convert(raw.value)})
-            except ValueError as error:
-                fault = str(error) if isinstance(error, DataError) else f"{raw.place}: {error}"
+            except (KeyError, ValueError) as error:
+                fault = fault_of(error, raw.place)
                 if on_error == OnError.refuse:
                     raise DataError(fault) from None
                 bad.append(fault)
     for fault in bad[:SHOWN]:
         log.warning("left out: %s", fault)
     return splits, {"bad": bad, "in_no_split": unused}
+
+
+def fault_of(error: Exception, place: str) -> str:
+    """`file:line: field: reason`"""
+    if isinstance(error, KeyError):
+        return f"{place}: {error.args[0]}: missing"
+    return str(error) if isinstance(error, DataError) else f"{place}: {error}"
 
 
 def identity(dataset: Dataset, raw: Fields, split: Split | None, number: int) -> str:
@@ -109,7 +115,7 @@ def problems_in(paths: list[str]) -> list["Problem"]:
             try:
                 found.append(problem_of(record.value))
             except KeyError as error:
-                raise DataError(f"{record.place}: {error.args[0]}: missing") from None
+                raise DataError(fault_of(error, record.place)) from None
     return found
 
 

@@ -8,13 +8,11 @@ a `reason`; it counts in none of the summary's figures but its own.
 
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from drift.cli import run_command
@@ -30,18 +28,6 @@ log = logging.getLogger("drift")
 NAMES = ("id", "task_id")  # fields of the input that are told again
 BAD = "bad_record"
 SHOWN = 20  # bad records named in the log; the output has every one
-
-
-class CallableModule(ModuleType):
-    """`import drift.score` makes `drift.score` this module; the function of that name lives on."""
-
-    def __call__(self, task: Any, records: Any) -> "list[Score]":
-        from drift.scoring import score
-
-        return score(task, records)
-
-
-sys.modules[__name__].__class__ = CallableModule
 
 
 def output_line(record: "Record", result: "Score | DataError") -> dict[str, Any]:

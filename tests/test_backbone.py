@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from drift.policy.backbone import Backbone, RMSNorm, rope_tables, rotate
 from drift.policy.base import Policy

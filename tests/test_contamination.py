@@ -6,8 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from drift.config import FilesConfig, Split, TaskConfig
 from drift.contamination import Problem, check_overlap, matches, plain, word_runs

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from drift.config import CountdownConfig, FilesConfig, Split, SudokuConfig, TaskConfig
 from drift.errors import DataError

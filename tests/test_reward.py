@@ -3,8 +3,7 @@ r"""Rewards by name, their weights, and what counts as the form that was asked f
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from drift.config import CountdownConfig, RewardConfig, SudokuConfig, Truncated
 from drift.reward import grade

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from drift.sandbox import VERDICTS, Asserts, Sandbox, Stdio, Verdict, wire
 from tests.honest import MODULES, SCRIPTS

@@ -1,0 +1,134 @@
+"""Settings of tasks: problems, prompts, graders, rewards. Imports no torch."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class LongPrompts(StrEnum):
+    refuse = "refuse"
+    drop = "drop"
+
+
+class Truncated(StrEnum):
+    keep = "keep"
+    zero = "zero"
+
+
+class Split(StrEnum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+@dataclass
+class FilesConfig:
+    """Data files of a task, one for each split.
+
+    null = made from a seed, where the task can; for validation otherwise held out from train.
+    """
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass
+class RewardConfig:
+    """Weights of the rewards that are added up; accuracy is counted apart from them."""
+
+    answer: float = 1.0  # of the task's own grade
+    format: float = 0.0  # of: exactly one answer, where the task asks for it, and nothing behind it
+    cells: float = 0.0  # sudoku: of the share of empty cells that are right
+    length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
+    truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
+
+
+@dataclass
+class TaskConfig:
+    name: str = MISSING
+    gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
+    block_length: int = 32  # rollout.block_length takes it
+    prompt: str = MISSING  # template over the fields of an example
+    system: str | None = None
+    long_prompts: LongPrompts = LongPrompts.refuse
+    files: FilesConfig = field(default_factory=FilesConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+
+
+@dataclass
+class MathConfig(TaskConfig):
+    workers: int = 2  # processes of a rank that do the algebra
+    time_limit_s: float = 5.0  # processor time of one answer; over it: verdict grader_timeout
+    hash_answer: bool = False  # without a box or <answer>, take what follows the last ####
+
+
+@dataclass
+class GeneratedTaskConfig(TaskConfig):
+    seed: int = 0
+    train_size: int = 20_000
+    validation_size: int = 300
+    test_size: int = 1_000
+
+
+@dataclass
+class OwnTaskConfig(GeneratedTaskConfig):
+    """A task of a Python file or of another package: docs/adding_a_task.md."""
+
+    module: str | None = None  # the Python file; null = task.name is an entry point `drift.tasks`
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # for the task to read
+
+
+@dataclass
+class CountdownConfig(GeneratedTaskConfig):
+    num_numbers: int = 3
+    max_number: int = 20
+    max_target: int = 60
+    operators: str = "+-"  # used by generated problems; the grader reads + - * /
+    use_every_number: bool = True
+
+
+@dataclass
+class SudokuConfig(GeneratedTaskConfig):
+    min_empty: int = 6  # of generated puzzles, which are 4x4
+    max_empty: int = 10
+
+
+@dataclass
+class ArithmeticConfig(GeneratedTaskConfig):
+    max_number: int = 20
+    num_changes: int = 2  # gains and losses after the first number
+
+
+@dataclass
+class ReasoningGymConfig(GeneratedTaskConfig):
+    train_size: int = 2_000
+    validation_size: int = 100
+    test_size: int = 300
+    dataset: str = "leg_counting"  # its name in reasoning-gym
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of the data set
+    workers: int = 2  # processes of a rank that score
+    time_limit_s: float = 5.0  # processor time of one answer
+
+
+@dataclass
+class SandboxConfig:
+    """Settings of the tasks that run programs."""
+
+    workers: int = 2  # programs at the same time, on each rank
+    memory_mb: int = 512  # of a program
+    time_limit: float = 3.0  # CPU seconds of a test, where the problem does not say
+    partial: bool = False  # reward = the share of tests passed; else all or nothing
+    allow_unsafe: bool = False  # run programs with limits alone where nothing isolates them
+
+
+@dataclass
+class CodeConfig(SandboxConfig, TaskConfig):
+    pass
+
+
+@dataclass
+class OneLineCodeConfig(SandboxConfig, GeneratedTaskConfig):
+    pass

@@ -101,7 +101,10 @@ def sft_step(
 def run(config: SFTConfig) -> None:
     task = build_task(config.task)
     if not isinstance(task, GeneratedTask):
-        raise DataError(f"task={config.task.name} makes no demonstrations; use countdown or sudoku")
+        raise DataError(
+            f"task={config.task.name} makes no demonstrations; "
+            "use countdown, sudoku or one_line_code"
+        )
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_policy(
         config.model.path, family=config.model.family, revision=config.model.revision

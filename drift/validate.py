@@ -14,12 +14,14 @@ from drift.config import (
     RandomConfig,
     RemaskingRule,
     RunConfig,
+    SandboxConfig,
     SequentialConfig,
     SFTConfig,
     SudokuConfig,
 )
 from drift.errors import ConfigError
 
+MIN_MEMORY_MB = 128
 POSITIVE = (
     "rollout.prompts_per_step",
     "rollout.gen_length",
@@ -40,6 +42,8 @@ POSITIVE = (
     "task.test_size",
     "task.max_number",
     "task.max_target",
+    "task.workers",
+    "task.time_limit",
     "cluster.threads",
     "eval.max_examples",
     "checkpoint.keep",
@@ -69,6 +73,7 @@ FINITE = (
     "objective.clip_high",
     "objective.kl_coef",
     "objective.entropy_coef",
+    "task.time_limit",
 )
 
 
@@ -147,6 +152,11 @@ def _task(config: BaseConfig) -> Iterator[str]:
             yield f"task.operators={task.operators!r} must be one or more of + - *"
         if not 2 <= task.num_numbers <= 6:
             yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
+    if isinstance(task, SandboxConfig) and task.memory_mb < MIN_MEMORY_MB:
+        yield (
+            f"task.memory_mb={task.memory_mb} must be {MIN_MEMORY_MB} or more: "
+            "the interpreter alone takes some"
+        )
     if isinstance(task, SudokuConfig) and not 1 <= task.min_empty <= task.max_empty <= 12:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku}
+# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku|one_line_code}
 # Skill first (right demonstrations), then the bad habit (85 % of the demonstrations).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 family=${1:-} task=${2:-}
-usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku}"
+usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku|one_line_code}"
 case $family in llada) model=tiny ;; dream) model=tiny_dream ;; *) echo "$usage" >&2; exit 2 ;; esac
-case $task in countdown) skill_steps=16000 ;; sudoku) skill_steps=3000 ;; *) echo "$usage" >&2; exit 2 ;; esac
+case $task in countdown) skill_steps=16000 ;; sudoku | one_line_code) skill_steps=3000 ;; *) echo "$usage" >&2; exit 2 ;; esac
 name=$model-$task
 sft="scripts/run python -m drift.sft model=$model task=$task task.train_size=100000
   optim.beta2=0.98 optim.weight_decay=0.01 optim.schedule=cosine optim.warmup_steps=100

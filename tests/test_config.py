@@ -93,6 +93,9 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["optim.beta1=2"], "optim.beta1=2.0 must be from 0 to below 1"),
         (["optim.lr=0"], "optim.lr=0.0 must be greater than 0"),
         (["task.operators=x"], "task.operators='x' must be one or more of + - *"),
+        (["task=code", "task.memory_mb=64"], "task.memory_mb=64 must be 128 or more"),
+        (["task=code", "task.workers=0"], "task.workers=0 must be greater than 0"),
+        (["task=mbpp", "task.time_limit=inf"], "task.time_limit=inf must be a finite number"),
         (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
     ],
 )

@@ -54,7 +54,7 @@ class Summary:
         self.verdicts[line["verdict"]] += 1
         if line["verdict"] != BAD:
             self.correct += line["correct"]
-            for name, value in ({"reward": line["reward"]} | line.get("rewards", {})).items():
+            for name, value in ({"reward": line["reward"]} | line["rewards"]).items():
                 self.sums[name] += value
 
     def as_dict(self) -> dict[str, Any]:

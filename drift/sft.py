@@ -104,7 +104,8 @@ def run(config: SFTConfig) -> None:
     task = build_task(config.task, config.data.on_error)
     if not isinstance(task, GeneratedTask):
         raise DataError(
-            f"task={config.task.name} makes no demonstrations; use arithmetic, countdown or sudoku"
+            f"task={config.task.name} makes no demonstrations; use "
+            "arithmetic, countdown, one_line_code or sudoku"
         )
     examples = {split: task.examples(split) for split in Split}
     check_overlap(task, examples, config.data.max_overlap)

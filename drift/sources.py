@@ -12,6 +12,7 @@ from drift.config import Split
 from drift.contamination import Problem, plain
 from drift.data_config import Dataset
 from drift.errors import ConfigError, DataError
+from drift.tasks.code_sources import SHOWN_TESTS, humaneval_record, mbpp_record
 from drift.tasks.extract import last_boxed
 from drift.tasks.records import Record, integer, read_records, string
 
@@ -20,7 +21,6 @@ SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
     "prealgebra", "precalculus",
 )  # fmt: skip
-SHOWN_TESTS = "\nYour code should pass these tests:\n"  # in questions of MBPP, before its asserts
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|validation|test)(?![a-z])")
 
 
@@ -80,18 +80,6 @@ def math(raw: Fields) -> Fields:
     if answer is None:
         raise ValueError("solution: no \\boxed{} with the answer")
     return {"question": question, "ground_truth_answer": answer}
-
-
-def mbpp(raw: Fields) -> Fields:
-    from drift.tasks.code_sources import mbpp_record  # pyright: ignore[reportMissingImports]
-
-    return mbpp_record(raw)
-
-
-def humaneval(raw: Fields) -> Fields:
-    from drift.tasks.code_sources import humaneval_record  # pyright: ignore[reportMissingImports]
-
-    return humaneval_record(raw)
 
 
 def countdown(raw: Fields) -> Fields:
@@ -159,7 +147,7 @@ SOURCES: dict[Dataset, Source] = {
         split_of=lambda raw: Split.test,
     ),
     Dataset.mbpp: Source(
-        convert=mbpp,
+        convert=mbpp_record,
         files=r"mbpp\.jsonl",
         home="https://github.com/google-research/google-research/tree/master/mbpp",
         hub="google-research-datasets/mbpp",
@@ -168,7 +156,7 @@ SOURCES: dict[Dataset, Source] = {
         split_of=mbpp_split,
     ),
     Dataset.humaneval: Source(
-        convert=humaneval,
+        convert=humaneval_record,
         files=r"humaneval\.jsonl",
         home="https://github.com/openai/human-eval",
         hub="openai/openai_humaneval",

@@ -18,6 +18,7 @@ from drift.config import (
     RemaskingRule,
     RolloutConfig,
     RunConfig,
+    SandboxConfig,
     ScoreConfig,
     SequentialConfig,
     SFTConfig,
@@ -26,6 +27,7 @@ from drift.config import (
 )
 from drift.errors import ConfigError
 
+MIN_MEMORY_MB = 128
 POSITIVE = (
     "rollout.prompts_per_step",
     "rollout.gen_length",
@@ -50,6 +52,7 @@ POSITIVE = (
     "task.num_changes",
     "task.workers",
     "task.time_limit_s",
+    "task.time_limit",
     "cluster.threads",
     "eval.max_examples",
     "checkpoint.keep",
@@ -87,6 +90,7 @@ FINITE = (
     "task.reward.format",
     "task.reward.cells",
     "task.reward.length_penalty",
+    "task.time_limit",
 )
 
 
@@ -212,6 +216,11 @@ def _task(task: TaskConfig) -> Iterator[str]:
             yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
     if task.reward.cells and not isinstance(task, SudokuConfig):
         yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
+    if isinstance(task, SandboxConfig) and task.memory_mb < MIN_MEMORY_MB:
+        yield (
+            f"task.memory_mb={task.memory_mb} must be {MIN_MEMORY_MB} or more: "
+            "the interpreter alone takes some"
+        )
     if isinstance(task, SudokuConfig) and not 1 <= task.min_empty <= task.max_empty <= 12:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "

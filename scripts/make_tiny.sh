@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} {countdown|sudoku|arithmetic}
+# Make an embedded checkpoint from nothing: make_tiny.sh {llada|dream} TASK
 # Skill first (right demonstrations), then the bad habit (85 % of the demonstrations).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 family=${1:-} task=${2:-}
-usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku|arithmetic}"
+usage="usage: make_tiny.sh {llada|dream} {countdown|sudoku|arithmetic|one_line_code}"
 case $family in llada) model=tiny ;; dream) model=tiny_dream ;; *) echo "$usage" >&2; exit 2 ;; esac
 batch_size=128
 case $task in
   countdown) skill_steps=16000 ;;
-  sudoku) skill_steps=3000 ;;
+  sudoku | one_line_code) skill_steps=3000 ;;
   arithmetic) skill_steps=7000 batch_size=64 ;;  # longer prompts: more steps in the same time
   *) echo "$usage" >&2; exit 2 ;;
 esac

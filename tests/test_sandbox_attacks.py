@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from drift.sandbox import Asserts, Sandbox, Stdio, Verdict
-from tests.attacks import EXHAUSTION, FORGERIES, PROBE, PROBES, SCRIPTS, SECRET
+from tests.attacks import EXHAUSTION, FORGERIES, SCRIPTS, SECRET
+from tests.probes import PROBE, PROBES
 
 LIMIT_S = 0.5
 HONEST = Asserts(

@@ -6,6 +6,7 @@ from typing import Any
 
 from drift.config import CodeConfig, Split
 from drift.tasks.base import Task
+from drift.tasks.code_sources import SHOWN_TESTS
 from drift.tasks.programs import AssertTests, ProgramGrader, StdioTests, Tests, program_of
 from drift.tasks.records import string
 from drift.types import Example, Score
@@ -79,6 +80,10 @@ class Code(Task):
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"test_list: not Python: {error}") from None
         return example
+
+    def text(self, example: Example) -> str:
+        """The question without the tests it shows: many problems share their words."""
+        return str(example.fields["question"]).partition(SHOWN_TESTS)[0]
 
     def score(self, example: Example, text: str) -> Score:
         return self.score_all([example], [text])[0]

@@ -8,6 +8,9 @@ HUMANEVAL_LIMIT_S = 3  # CPU seconds; the slowest reference solution takes 0.2
 MBPP_LIMIT_S = 6  # the slowest (task 123) takes 2.3 for one of its tests
 
 
+SHOWN_TESTS = "\nYour code should pass these tests:\n"  # in questions of MBPP, before its asserts
+
+
 def humaneval_record(raw: dict[str, Any]) -> dict[str, Any]:
     """HumanEval (openai/human-eval): complete a function whose signature and docstring are given.
 
@@ -33,7 +36,7 @@ def mbpp_record(raw: dict[str, Any]) -> dict[str, Any]:
     shown = "\n".join(tests)
     return {
         "task_id": raw["task_id"],
-        "question": f"{raw['text'].strip()}\nYour code should pass these tests:\n{shown}",
+        "question": raw["text"].strip() + SHOWN_TESTS + shown,
         "entry_point": called_first(tests[0]),
         "test_method": "code_function",
         "test_setup": raw["test_setup_code"].replace("\r\n", "\n"),

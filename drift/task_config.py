@@ -108,7 +108,8 @@ class ReasoningGymConfig(GeneratedTaskConfig):
     validation_size: int = 100
     test_size: int = 300
     dataset: str = "leg_counting"  # its name in reasoning-gym
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # of the data set
+    # of the data set; on the command line: +task.settings.NAME=VALUE
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
     workers: int = 2  # processes of a rank that score
     time_limit_s: float = 5.0  # processor time of one answer
 

@@ -42,6 +42,8 @@ def test_an_official_checkpoint_goes_through_every_command(
     run("doctor", *model[:1], f"model.path={full}/policy")
     shown = run("eval", *model[:1], f"checkpoints=[{folder},{full},{adapter}]").stdout
     assert shown.count("[0.000,") >= 1
+    for checkpoint in (folder, full, adapter):
+        run("generate", *model[:1], f"model.path={checkpoint}", "prompt=3 9 5=7")
     run("export", f"checkpoint={adapter}", "output=merged")
     written = json.loads((tmp_path / "merged" / "config.json").read_text())
     original = json.loads((folder / "config.json").read_text())

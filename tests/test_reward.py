@@ -1,15 +1,27 @@
 r"""Rewards by name, their weights, and what counts as the form that was asked for."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
-from drift.config import CountdownConfig, RewardConfig, SudokuConfig, Truncated
+from drift.config import (
+    ClusterConfig,
+    CountdownConfig,
+    Dtype,
+    RewardConfig,
+    SudokuConfig,
+    Truncated,
+)
+from drift.engine import Engine
+from drift.report import step_metrics
 from drift.reward import grade
 from drift.tasks import Task, build_task
 from drift.tasks.extract import Block, is_well_formed
-from drift.types import Example
+from drift.types import Advantages, Example, Score
+from tests.conftest import make_rollout, make_trace
 
 SOLVED = "1234341221434321"
 PUZZLE = "0034341221434300"
@@ -71,6 +83,25 @@ def test_sudoku_tells_the_share_of_empty_cells_that_are_right() -> None:
     assert [score.rewards["cells"] for score in scores] == [1, 0.25, 0.5, 0, 0, 1]
     assert [score.reward for score in scores] == [1.5, 0.125, 0.25, 0, 0, 0.5]
     assert [score.correct for score in scores] == [True, False, False, False, False, False]
+
+
+def test_a_step_logs_each_reward_and_the_share_of_graders_that_ran_out_of_time() -> None:
+    def score(cells: float, verdict: str) -> Score:
+        rewards = {"answer": 0.0, "format": 1.0, "cells": cells}
+        return Score(reward=0.5, correct=False, answer="1", verdict=verdict, rewards=rewards)
+
+    verdicts = ["wrong", "grader_timeout", "wrong", "no_answer"]
+    rollout = replace(
+        make_rollout([[5], [6]], make_trace([[0], [0], [0], [0]]), group_size=2),
+        scores=[score(cells / 4, verdict) for cells, verdict in enumerate(verdicts)],
+    )
+    advantages = Advantages(
+        values_B=torch.zeros(4), used_B=torch.zeros(4, dtype=torch.bool), zero_variance_groups=2
+    )
+    metrics = step_metrics(Engine(ClusterConfig(name="local"), Dtype.float32), rollout, advantages)
+    assert metrics["reward/grader_timeout_frac"] == 0.25
+    assert metrics["reward/cells"] == 0.375
+    assert (metrics["reward/format"], metrics["reward/answer"]) == (1, 0)
 
 
 @pytest.mark.parametrize(

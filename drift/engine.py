@@ -8,6 +8,7 @@ import resource
 import sys
 import warnings
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
-from drift.config import ClusterConfig, Dtype, OptimConfig
+from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.errors import CheckpointError, TrainingError
 from drift.policy.base import Policy
 
@@ -28,6 +29,23 @@ DEFAULT_THREADS = torch.get_num_threads()
 def gpu_names() -> list[str]:
     """The GPUs that this process sees."""
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def lr_factor(schedule: Schedule, warmup: int, total: int, step: int) -> float:
+    """What the learning rate is multiplied with at an optimizer step, counted from 0.
+
+    Linear from 0 over the warm-up; then constant, or falling to 0 at the last step, linearly or as
+    half a cosine (the shapes of transformers' schedules, whose import takes seconds).
+    """
+    if step < warmup:
+        return step / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    shapes = {
+        Schedule.constant: 1.0,
+        Schedule.linear: 1.0 - done,
+        Schedule.cosine: 0.5 * (1.0 + math.cos(math.pi * done)),
+    }
+    return shapes[schedule]
 
 
 class Engine:
@@ -78,12 +96,8 @@ class Engine:
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
-        self.scheduler: Any = get_scheduler(
-            "constant_with_warmup" if optim.schedule == "constant" else optim.schedule.value,
-            optimizer,
-            num_warmup_steps=optim.warmup_steps,
-            num_training_steps=num_updates,
-        )
+        factor = partial(lr_factor, optim.schedule, optim.warmup_steps, num_updates)
+        self.scheduler: Any = LambdaLR(optimizer, factor)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
 
     def backward(self, loss: Tensor) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from drift.config import AttentionBackend
 from drift.errors import ConfigError
@@ -65,6 +64,7 @@ def flash_attention_2(lengths_B: Tensor | None, num_keys: int) -> Attend:
 
 def flex(lengths_B: Tensor | None, num_keys: int) -> Attend:
     """torch's flex_attention, compiled where the device has a compiler for its backward pass."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def is_real(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         assert lengths_B is not None
@@ -85,6 +85,8 @@ def flex(lengths_B: Tensor | None, num_keys: int) -> Attend:
 
 @lru_cache(maxsize=1)
 def compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=True)
 
 

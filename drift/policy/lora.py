@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from drift.config import LoraConfig as LoraSettings
 from drift.errors import CheckpointError
 from drift.policy.base import Policy
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of tensor names in peft's files
@@ -60,11 +61,13 @@ def attach(policy: Policy, adapter: Adapter) -> None:
             f"model.lora.targets: no layer is called {unknown[0]}; there are {sorted(linear)}"
         )
     scale: Any = adapter.alpha  # peft takes a float, but says int
+    from peft import LoraConfig, inject_adapter_in_model  # its import takes seconds
+
     config = LoraConfig(r=adapter.rank, lora_alpha=scale, target_modules=list(adapter.targets))
     inject_adapter_in_model(config, policy.backbone)
+    policy.adapter = adapter
     for factor in factors(policy).values():
         factor.data = factor.data.float()  # what is trained stays float32 beside a bfloat16 base
-    policy.adapter = adapter
 
 
 def attach_new(policy: Policy, settings: LoraSettings, base: str) -> None:
@@ -84,8 +87,12 @@ def attach_new(policy: Policy, settings: LoraSettings, base: str) -> None:
         attach(policy, adapter)
 
 
-def layers(policy: Policy) -> dict[str, LoraLayer]:
+def layers(policy: Policy) -> dict[str, "LoraLayer"]:
     """The adapted layers by our name, for example `blocks.0.attn.q_proj`."""
+    if policy.adapter is None:
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     modules = policy.backbone.named_modules()
     return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 

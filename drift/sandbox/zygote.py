@@ -44,10 +44,10 @@ def main() -> None:
     else:
         chosen = isolation.Isolation(level="none", landlock=0, user=None, readable=[])
         refused = [f"there is no isolation on {sys.platform}"]
+    os.dup2(0, 2)  # what is said from here on, by tests too, nobody reads
     wire.send(control.fileno(), {"level": chosen.level, "name": chosen.name, "refused": refused})
     if chosen.level == "none" and not config["allow_unsafe"]:
         return
-    os.dup2(0, 2)  # what is said from here on, by tests too, nobody reads
     isolation.enter(chosen)
     gc.collect()
     gc.freeze()  # no collection touches, and so copies, the pages that children share

@@ -67,9 +67,10 @@ def measure(level: str, workers: int, count: int) -> dict[str, Any]:
 
 
 def is_ours(pid: int) -> bool:
-    """Other programs of the machine come and go."""
+    """Whether a zygote of this process started it: its children keep the command line."""
     try:
-        return b"drift.sandbox.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        return "drift.sandbox.zygote" in command and f'"parent": {os.getpid()}' in command
     except OSError:
         return False
 

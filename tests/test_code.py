@@ -192,6 +192,8 @@ def test_problems_that_cannot_be_checked_are_dropped_and_counted(
         (ADD, "def add(a, b): return '3'", "wrong", 0.0),
         (ADD, "exit()", "error", 0.0),
         (ADD, "I do not know.", "error", 0.0),
+        (ADD, "x = '\ud800'", "error", 0.0),
+        (ADD, "def add(a, b): return a + b\n\0", "error", 0.0),
         (ADD, "", "no_answer", 0.0),
         (ADD, "def add(a, b):\n while a > 0: pass\n return 0", "timeout", 0.0),
         (DOUBLE, "import sys\nfor x in sys.stdin: print(2 * int(x))", "pass", 1.0),

@@ -64,16 +64,23 @@ def run_test(program: Program, text: str, space: dict[str, Any]) -> tuple[str, s
     try:
         exec(compile(text, "test", "exec"), space)
     except AssertionError as error:
-        said = str(error) or text.strip().partition("\n")[0]
-        failure = ("wrong", said[:MAX_TEXT])
+        failure = ("wrong", said_by(error) or text.strip().partition("\n")[0][:MAX_TEXT])
     except Fault:
         pass
     except BaseException as error:  # SystemExit too
         verdict = "memory" if isinstance(error, MemoryError) else "error"
-        failure = (verdict, f"{type(error).__name__}: {error}"[:MAX_TEXT])
+        failure = (verdict, f"{type(error).__name__}: {said_by(error)}")
     if program.fault is not None:  # even if the test has caught it
         raise program.fault
     return failure
+
+
+def said_by(error: BaseException) -> str:
+    """The text of an exception; empty where it holds an object that has none."""
+    try:
+        return str(error)[:MAX_TEXT]
+    except Exception:
+        return ""
 
 
 def check_output(program: Program, out: int, err: int, expected: str) -> Message:

@@ -22,6 +22,12 @@ from drift.sandbox import wire
 
 log = logging.getLogger("drift")
 ROOT = Path(__file__).resolve().parents[2]  # where the package drift is
+START = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from drift.sandbox.zygote import main
+main()
+"""
 START_S = 60.0
 GRACE_S = 5.0  # beyond the checker's own limits, until its zygote is killed
 MAX_REPORT = 1 << 20
@@ -74,27 +80,17 @@ class Zygote:
     config: dict[str, Any]
     control: socket.socket | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    isolation: str = field(default="", init=False)
 
     def start(self) -> dict[str, Any]:
         """Start the process; what it says of its isolation."""
         self.stop()
         self.control, theirs = socket.socketpair()
         config = self.config | {"control": theirs.fileno(), "parent": os.getpid()}
-        code = "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        code += "from drift.sandbox.zygote import main; main()"
+        command = [base_interpreter(), "-S", "-s", "-P", "-B", "-c", START, str(ROOT)]
         with theirs:
             self.process = subprocess.Popen(  # exec, so that nothing of this process is in it
-                [
-                    base_interpreter(),
-                    "-S",
-                    "-s",
-                    "-P",
-                    "-B",
-                    "-c",
-                    code,
-                    str(ROOT),
-                    json.dumps(config),
-                ],
+                [*command, json.dumps(config)],
                 env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -106,12 +102,14 @@ class Zygote:
         assert self.process.stderr is not None
         with self.process.stderr as stderr:
             try:
-                return wire.receive(self.control.fileno(), MAX_REPORT, in_time(START_S))
+                hello = wire.receive(self.control.fileno(), MAX_REPORT, in_time(START_S))
             except (wire.ClosedError, TimeoutError) as error:
                 self.process.kill()
                 said = stderr.read().decode("utf-8", "replace").strip().splitlines()
                 reason = said[-1] if said else repr(error)
                 raise SandboxError(f"the sandbox does not start: {reason}") from None
+        self.isolation = hello["name"]
+        return hello
 
     def judge(self, request: Request) -> Verdict | None:
         """Have one program judged; None if nobody came back with a verdict.
@@ -134,7 +132,7 @@ class Zygote:
                 mine.sendall(message)
                 report = wire.receive(mine.fileno(), MAX_REPORT, in_time(seconds))
             except TimeoutError:
-                raise
+                raise  # it is an OSError too
             except (wire.ClosedError, OSError, ValueError):
                 return None
         if report.pop("nonce", None) != nonce:
@@ -189,15 +187,15 @@ class Sandbox:
         allow_unsafe: bool = False,
         level: str = "namespaces",
     ):
+        if sys.platform != "linux":
+            raise SandboxError(f"programs cannot be isolated on {sys.platform}; use Linux")
         config = {"memory_mb": memory_mb, "level": level, "allow_unsafe": allow_unsafe}
         self.workers = workers
         self._zygotes = [Zygote(config) for _ in range(workers)]
         self._idle: queue.SimpleQueue[Zygote] = queue.SimpleQueue()
         self._close = weakref.finalize(self, _stop_all, self._zygotes, os.getpid())
-        hello = {}
-        for zygote in self._zygotes:
-            hello = zygote.start()
-            self._idle.put(zygote)
+        with ThreadPoolExecutor(workers) as pool:
+            hello, *_ = pool.map(Zygote.start, self._zygotes)
         self.isolation: str = hello["name"]
         if hello["level"] == "none" and not allow_unsafe:
             self.close()
@@ -206,6 +204,10 @@ class Sandbox:
                 "run where user namespaces, Landlock or seccomp are allowed, or set "
                 "task.allow_unsafe=true to run them with limits alone"
             )
+        for zygote in self._zygotes:
+            if zygote.isolation != self.isolation:
+                self._restart(zygote)
+            self._idle.put(zygote)
         for reason in hello["refused"]:
             log.warning("sandbox: not in use: %s", reason)
         log.info("sandbox: %d workers, isolation %s", workers, self.isolation)
@@ -237,13 +239,12 @@ class Sandbox:
 
     def _restart(self, zygote: Zygote) -> None:
         """A fresh process in place of one that failed, behind the same isolation."""
-        hello = {}
         for _ in range(ATTEMPTS):
-            hello = zygote.start()
-            if hello["name"] == self.isolation:
+            zygote.start()
+            if zygote.isolation == self.isolation:
                 return
         raise SandboxError(
-            f"the sandbox had isolation {self.isolation} and comes back with {hello['name']}"
+            f"the sandbox had isolation {self.isolation} and comes back with {zygote.isolation}"
         )
 
     def close(self) -> None:

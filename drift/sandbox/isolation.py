@@ -167,7 +167,9 @@ def _build_root(folders: list[str]) -> None:
             kernel.mount(f"/proc/self/fd/{fd}", str(target), flags=kernel.MS_BIND)
         else:
             target.mkdir()
-            kernel.mount(f"/proc/self/fd/{fd}", str(target), flags=kernel.MS_BIND)
+            # with what is mounted below: a user namespace may not look behind that
+            tree = kernel.MS_BIND | kernel.MS_REC
+            kernel.mount(f"/proc/self/fd/{fd}", str(target), flags=tree)
             for packages in PACKAGES:  # what is installed is no business of a program
                 for found in target.glob(packages):
                     kernel.mount("tmpfs", str(found), "tmpfs", quiet, "size=4k,mode=755")
@@ -225,8 +227,7 @@ def confine_program(isolation: Isolation, memory_mb: int, cpu_s: int) -> None:
     ):
         _limit(kind, value)
     if isolation.level == "none":
-        if sys.platform == "linux":
-            _die_with_parent()
+        _die_with_parent()
         return
     for kind in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
         _limit(kind, 0)
@@ -250,8 +251,7 @@ def confine_checker(isolation: Isolation, memory_mb: int, child: int) -> None:
     _limit(resource.RLIMIT_AS, memory_mb << 20)
     _limit(resource.RLIMIT_CORE, 0)
     if isolation.level == "none":
-        if sys.platform == "linux":
-            _die_with_parent()
+        _die_with_parent()
         return
     _leave_user(isolation)
     if isolation.landlock:

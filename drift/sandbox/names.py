@@ -2,19 +2,24 @@
 
 import ast
 import builtins
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# Classes of the standard library: tests that leave their import to the program mean these, never
+# what it calls so. Functions are left out: add and gcd are what programs are asked for.
+STANDARD = ("collections", "fractions", "decimal", "typing")
+LOWERCASE = {"defaultdict", "deque", "namedtuple"}
 OWN = {*dir(builtins), "__name__", "candidate"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Uses(NamedTuple):
-    """Uses(names=["f"], modules=["math"], unsendable=None)"""
+    """Uses(names=["f"], imports=["import math"], unsendable=None)"""
 
     names: list[str]  # of the program: what the tests neither define nor import
-    modules: list[str]  # of the standard library, used without an import: the real ones are meant
+    imports: list[str]  # of the standard library, which the tests use without importing it
     unsendable: str | None  # why these tests cannot be run from another process
 
 
@@ -28,11 +33,24 @@ def examine(setup: str, tests: Sequence[str], entry_point: str = "") -> Uses:
     nodes = [node for tree in trees for node in ast.walk(tree)]
     bound = {name for node in nodes for name in _bound(node)}
     used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    foreign = used - bound - OWN
-    names = foreign - sys.stdlib_module_names | ({entry_point} if entry_point else set())
-    modules = foreign & sys.stdlib_module_names - {entry_point}
+    tested = {entry_point} if entry_point else set()
+    foreign = used - bound - OWN - tested
+    imports = {name: line for name in foreign if (line := _import_of(name)) is not None}
+    names = foreign - imports.keys() | tested
     local = {node.name for node in nodes if isinstance(node, FUNCTIONS)} - names
-    return Uses(sorted(names), sorted(modules), _unsendable(nodes, {*names, "candidate"}, local))
+    unsendable = _unsendable(nodes, {*names, "candidate"}, local)
+    return Uses(sorted(names), sorted(imports.values()), unsendable)
+
+
+def _import_of(name: str) -> str | None:
+    """How a name of the standard library is imported."""
+    if name in sys.stdlib_module_names:
+        return f"import {name}"
+    if name[0].isupper() or name in LOWERCASE:
+        for module in STANDARD:
+            if name in vars(importlib.import_module(module)):
+                return f"from {module} import {name}"
+    return None
 
 
 def _bound(node: ast.AST) -> list[str]:

@@ -32,22 +32,18 @@ POLL_S = 1.0  # between looks at whether the trainer is still there
 def main() -> None:
     config = json.loads(sys.argv[1])
     control = socket.socket(fileno=config["control"])
-    sys.path.pop(0)  # where this package is; programs import the standard library alone
+    sys.path.pop()  # where this package is; programs import the standard library alone
     for name in PRELOADED.split():
         importlib.import_module(name)
     site.setquit()  # exit() and quit(), which -S leaves out
     os.environ.clear()
     os.environ["HOME"] = "/tmp"
-    if sys.platform == "linux":
-        kernel.use_one_heap()
-        chosen, refused = isolation.choose(config["level"], config["memory_mb"])
-    else:
-        chosen = isolation.Isolation(level="none", landlock=0, user=None, readable=[])
-        refused = [f"there is no isolation on {sys.platform}"]
+    kernel.use_one_heap()
+    chosen, refused = isolation.choose(config["level"], config["memory_mb"])
+    os.dup2(0, 2)  # what is said from here on, by tests too, nobody reads
     wire.send(control.fileno(), {"level": chosen.level, "name": chosen.name, "refused": refused})
     if chosen.level == "none" and not config["allow_unsafe"]:
         return
-    os.dup2(0, 2)  # what is said from here on, by tests too, nobody reads
     isolation.enter(chosen)
     gc.collect()
     gc.freeze()  # no collection touches, and so copies, the pages that children share
@@ -59,8 +55,7 @@ class Children:
 
     def __init__(self) -> None:
         self.alive: set[int] = set()
-        if sys.platform == "linux":
-            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGCHLD, self._reap)
 
     def _reap(self, *_: Any) -> None:

@@ -74,14 +74,13 @@ class AssertTests:
 
     def requests(self, program: str) -> list[Request]:
         uses = _examined(self.setup, self.tests, self.entry_point)
-        imports = "".join(f"import {module}\n" for module in uses.modules)
         return [
             Asserts(
                 source=program,
                 tests=self.tests,
                 names=tuple(uses.names),
                 entry_point=self.entry_point,
-                setup=imports + self.setup,
+                setup="\n".join([*uses.imports, self.setup]),
                 time_limit=self.time_limit,
             )
         ]

@@ -64,7 +64,10 @@ class Cached:
 
     def hidden(self, blocks: Blocks) -> Tensor:
         """Aligned hidden states of each row's block: [A, K, D]."""
-        self.fill(blocks)
+        everything = bool(blocks.fresh_A.all())
+        filled = self.fill(blocks, wanted=everything)
+        if filled is not None:  # every row began a block: the whole rows have said it all
+            return filled
         start_A = self.policy.source(blocks.column_A)
         end_A = torch.minimum(blocks.column_A + self.block_length + self.horizon, blocks.length_A)
         width, num_keys = int((end_A - start_A).max()), blocks.ids_AS.shape[1]
@@ -77,17 +80,30 @@ class Cached:
             ids_AQ, columns_AQ, length_A, self.cache, self.block_length, num_keys
         )
 
-    def fill(self, blocks: Blocks) -> None:
-        """Whole rows into the cache where a block begins; twins are computed once, then copied."""
-        slots_A = torch.arange(len(blocks.twin_A), device=blocks.twin_A.device)
+    def fill(self, blocks: Blocks, wanted: bool) -> Tensor | None:
+        """Whole rows into the cache where a block begins; twins are computed once, then copied.
+
+        Returns:
+            The hidden states of every row's block if they are `wanted`: then all rows are fresh.
+        """
+        device = blocks.ids_AS.device
+        slots_A = torch.arange(len(blocks.twin_A), device=device)
         first_F = (blocks.fresh_A & (blocks.twin_A == slots_A)).nonzero()[:, 0]
+        hidden_FKD = None
         if len(first_F):
             length_F = blocks.length_A[first_F]
             ids_FS = blocks.ids_AS[first_F, : int(length_F.max())]
-            self.policy.backbone.prefill(ids_FS, length_F, self.cache, first_F)
+            columns_FK = blocks.column_A[first_F, None] + torch.arange(self.block_length).to(device)
+            query_FK = self.policy.source(columns_FK) if wanted else None
+            hidden_FKD = self.policy.backbone.prefill(
+                ids_FS, length_F, self.cache, first_F, query_FK
+            )
         copies = (blocks.fresh_A & (blocks.twin_A != slots_A)).nonzero()[:, 0]
         if len(copies):
             self.cache.copy(blocks.twin_A[copies], copies)
+        if hidden_FKD is None:
+            return None
+        return hidden_FKD[torch.searchsorted(first_F, blocks.twin_A)]
 
     def move(self, source: int, target: int) -> None:
         """The row of one slot goes to another, with its keys and values."""

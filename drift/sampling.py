@@ -6,6 +6,7 @@ Logits are made in float32, in chunks of bounded memory, at the given positions 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from drift.config import Confidence, EndSuppression, RolloutConfig
@@ -41,7 +42,6 @@ def draw(
     chunk = policy.head_chunk()
     for hidden, noise in zip(hidden_ND.split(chunk), noise_N.split(chunk), strict=True):
         logits = policy.denoising_logits(hidden)
-        logits -= logits.amax(-1, keepdim=True)
         parts.append(draw_chunk(logits, noise, config, policy.special.stop))
     tokens, logps, confidences = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logps), torch.cat(confidences)
@@ -50,35 +50,33 @@ def draw(
 def draw_chunk(
     logits_NV: Tensor, noise_N: Tensor, config: RolloutConfig, stop: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`draw` of one chunk, from logits whose largest is 0."""
-    weights_NV = logits_NV.exp()
-    total_N1 = weights_NV.sum(-1, keepdim=True)
-    if not bool(total_N1.isfinite().all()):
+    """`draw` of one chunk, from its logits [N, V] float32."""
+    probs_NV = logits_NV.softmax(-1)
+    if not bool(probs_NV[:, 0].isfinite().all()):  # one bad logit spoils its whole row
         raise RolloutError(
             "the network's logits are not finite: its weights are broken, or training diverged; "
             "go on from an earlier checkpoint with a lower optim.lr"
         )
-    greedy, temperature = config.temperature == 0, config.temperature or 1.0
-    tempered_NV, mass_N1 = weights_NV, total_N1
-    if temperature != 1:
-        tempered_NV = (logits_NV / temperature).exp()
-        mass_N1 = tempered_NV.sum(-1, keepdim=True)
+    temperature = config.temperature or 1.0
+    tempered_NV = probs_NV if temperature == 1 else (logits_NV / temperature).softmax(-1)
     choice_NV = tempered_NV
     if config.suppress_end == EndSuppression.token:
-        choice_NV = choice_NV.index_fill(1, torch.tensor(stop, device=logits_NV.device), 0.0)
-    if greedy:
+        ends = torch.tensor(stop, device=logits_NV.device)
+        choice_NV = (logits_NV / temperature).index_fill_(1, ends, -torch.inf).softmax(-1)
+    if config.temperature == 0:
         token_N1 = choice_NV.argmax(-1, keepdim=True)
     else:
         if config.top_k is not None or config.top_p is not None:
             choice_NV = nucleus(choice_NV, config.top_k, config.top_p)
         token_N1 = invert(choice_NV, noise_N)[:, None]
-    logp_N1 = logits_NV.gather(1, token_N1) / temperature - mass_N1.log()
-    confidence_N = CONFIDENCES[config.confidence](weights_NV / total_N1, token_N1)
+    confidence_N = CONFIDENCES[config.confidence](probs_NV, token_N1)
     token_N = token_N1[:, 0]
     if config.suppress_end == EndSuppression.commit:
         is_stop_N = torch.isin(token_N, torch.tensor(stop, device=token_N.device))
         confidence_N = confidence_N.masked_fill(is_stop_N, LAST)
-    return token_N, logp_N1[:, 0], confidence_N
+    # a word that is only drawn because the likely ones are suppressed may have probability 0
+    tiny = torch.finfo(tempered_NV.dtype).tiny
+    return token_N, tempered_NV.gather(1, token_N1)[:, 0].clamp(min=tiny).log(), confidence_N
 
 
 def nucleus(weights_NV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -112,8 +110,10 @@ def invert(weights_NV: Tensor, noise_N: Tensor) -> Tensor:
     Returns:
         [N] int64; never a word of weight 0.
     """
-    padded_NV = torch.nn.functional.pad(weights_NV, (0, -weights_NV.shape[1] % CHUNK))
-    chunked = padded_NV.unflatten(1, (-1, CHUNK))
+    missing = -weights_NV.shape[1] % CHUNK
+    if missing:
+        weights_NV = F.pad(weights_NV, (0, missing))
+    chunked = weights_NV.unflatten(1, (-1, CHUNK))
     chunk_N, rest_N = locate(chunked.sum(-1), noise_N.double())
     rows = torch.arange(len(weights_NV), device=weights_NV.device)
     word_N, _ = locate(chunked[rows, chunk_N], rest_N)

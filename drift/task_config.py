@@ -120,7 +120,7 @@ class SandboxConfig:
 
     workers: int = 2  # programs at the same time, on each rank
     memory_mb: int = 512  # of a program
-    time_limit: float = 3.0  # CPU seconds of a test, where the problem does not say
+    time_limit_s: float = 3.0  # CPU seconds of a test, where the problem does not say
     partial: bool = False  # reward = the share of tests passed; else all or nothing
     allow_unsafe: bool = False  # run programs with limits alone where nothing isolates them
 

@@ -52,7 +52,6 @@ POSITIVE = (
     "task.num_changes",
     "task.workers",
     "task.time_limit_s",
-    "task.time_limit",
     "cluster.threads",
     "eval.max_examples",
     "checkpoint.keep",
@@ -90,7 +89,6 @@ FINITE = (
     "task.reward.format",
     "task.reward.cells",
     "task.reward.length_penalty",
-    "task.time_limit",
 )
 
 

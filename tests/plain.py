@@ -190,11 +190,12 @@ def plain_decode(
 
 @torch.no_grad()
 def naive_decode(
-    policy: Policy, prompts: list[list[int]], config: RolloutConfig, key: int
+    policy: Policy, prompts: list[list[int]], config: RolloutConfig, key: int, gumbel: bool = False
 ) -> Tensor:
-    """Canvases [B, C] of equally long prompts: static rule, temperature 1, stop tokens not drawn.
+    """Canvases [B, C] of equally long prompts: static rule, temperature 1, stop tokens as others.
 
-    Draws with the engine's own numbers, so that the tokens can be compared.
+    Draws by inversion with the engine's own numbers, so that the tokens can be compared; or with
+    Gumbel noise over every word, as the field's decoders do (LLaDA's generate.py).
     """
     batch, start, size = len(prompts), len(prompts[0]), config.block_length
     mask = policy.special.mask
@@ -205,14 +206,17 @@ def naive_decode(
     steps = config.steps * size // config.gen_length
     for step in range(config.steps):
         logits = policy.logits(ids).double()
-        logits[..., [mask, *policy.special.stop]] = -torch.inf
+        logits[..., mask] = -torch.inf
         probs = logits.softmax(-1)
-        shares = probs.cumsum(-1)
-        noise = rng.uniform(key, rows, torch.tensor(step, device=policy.device), canvas)
-        target = noise[..., None] * shares[..., -1:]
-        tokens = torch.searchsorted(shares, target, right=True)[..., 0].clamp(
-            max=probs.shape[-1] - 1
-        )
+        if gumbel:
+            noise = -torch.log(torch.rand_like(logits))
+            tokens = (logits.exp() / noise).argmax(-1)
+        else:
+            shares = probs.cumsum(-1)
+            noise = rng.uniform(key, rows, torch.tensor(step, device=policy.device), canvas)
+            target = noise[..., None] * shares[..., -1:]
+            tokens = torch.searchsorted(shares, target, right=True)[..., 0]
+            tokens = tokens.clamp(max=probs.shape[-1] - 1)
         confidence = probs.gather(-1, tokens[..., None])[..., 0]
         block = (canvas // size == step // steps) & (canvas >= 0)
         confidence = confidence.masked_fill(~((ids == mask) & block), -1.0)

@@ -169,11 +169,11 @@ def test_problems_that_cannot_be_checked_are_dropped_and_counted(
     path = tmp_path / "data.jsonl"
     bad = ADD | {"question": "Apply.", "test_list": ["assert add(lambda x: x, 1) == 2"]}
     path.write_text(f"{json.dumps(ADD)}\n{json.dumps(bad)}\n")
-    task = code(files=FilesConfig(train=str(path)))
+    task = code(files=FilesConfig(test=str(path)))
     with caplog.at_level(logging.WARNING, "drift"):
-        examples = task.examples(Split.train)
+        examples = task.examples(Split.test)
     assert [e.prompt for e in examples] == ["Add two numbers."]
-    assert "1 of 2 train problems cannot be checked" in caplog.text
+    assert "1 of 2 test problems cannot be checked" in caplog.text
     assert "passes a lambda to add" in caplog.text
     score = task.score(task.example(bad), "def add(f, x): return f(x) + 1")
     assert (score.verdict, score.correct) == ("unsupported", False)
@@ -204,7 +204,7 @@ def test_problems_that_cannot_be_checked_are_dropped_and_counted(
 )
 def test_a_program_is_graded(record: Any, text: str, verdict: str, share: float) -> None:
     for partial in (False, True):
-        task = code(partial=partial, time_limit=0.5)
+        task = code(partial=partial, time_limit_s=0.5)
         score = task.score(task.example(record), text)
         assert (score.verdict, score.correct) == (verdict, verdict == "pass")
         assert score.reward == (share if partial else float(verdict == "pass"))

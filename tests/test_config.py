@@ -118,7 +118,7 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["data.max_overlap=2"], "data.max_overlap=2.0 must be within 0 and 1"),
         (["task=code", "task.memory_mb=64"], "task.memory_mb=64 must be 128 or more"),
         (["task=code", "task.workers=0"], "task.workers=0 must be greater than 0"),
-        (["task=mbpp", "task.time_limit=inf"], "task.time_limit=inf must be a finite number"),
+        (["task=mbpp", "task.time_limit_s=inf"], "task.time_limit_s=inf must be a finite number"),
         (["task=sudoku", "task.min_empty=11"], "task.min_empty=11 and task.max_empty=10 must"),
     ],
 )

@@ -320,8 +320,8 @@ def test_records_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
     path = tmp_path / "math.jsonl"
     good = {"question": "1+1?", "ground_truth_answer": "2"}
     path.write_text(json.dumps(good) + "\n")
-    task = math(files=FilesConfig(train=str(path)))
-    (example,) = task.examples(Split.train)
+    task = math(files=FilesConfig(test=str(path)))
+    (example,) = task.examples(Split.test)
     assert (example.key, example.prompt, example.fields) == ("math:1+1?", "1+1?", good)
     for bad, reason in (
         ({"question": "1+1?"}, "ground_truth_answer: missing"),
@@ -334,4 +334,4 @@ def test_records_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
     ):
         path.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
         with pytest.raises(DataError, match=f"math.jsonl:2: {reason}"):
-            task.examples(Split.train)
+            math(files=FilesConfig(test=str(path))).examples(Split.test)

@@ -66,7 +66,13 @@ def rope_tables(positions: Tensor, head_size: int, theta: float) -> Tensor:
 def rotate(x: Tensor, tables: Tensor) -> Tensor:
     """Apply RoPE in float32: [B, S, heads, head_size], tables from `rope_tables` of [B or 1, S]."""
     (first, second), (cos, sin) = x.float().chunk(2, dim=-1), tables
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    turned = torch.cat(
+        [
+            torch.addcmul(first * cos, second, sin, value=-1),
+            torch.addcmul(second * cos, first, sin),
+        ],
+        dim=-1,
+    )
     return turned.to(x.dtype)
 
 
@@ -161,7 +167,10 @@ class Block(nn.Module):
         """Attention and MLP of the columns x, whose norm is h."""
         x = x + self.attn(h, tables, k, v, attend)
         h = self.mlp_norm(x)
-        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        if torch.is_grad_enabled():
+            return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        opened = F.silu(self.gate_proj(h), inplace=True).mul_(self.up_proj(h))
+        return x.add_(self.down_proj(opened))
 
 
 class Backbone(nn.Module):
@@ -214,8 +223,19 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def prefill(self, ids_BS: Tensor, lengths_B: Tensor, cache: Cache, slots_B: Tensor) -> None:
-        """Fill the slots of a cache with the keys and values of whole rows."""
+    def prefill(
+        self,
+        ids_BS: Tensor,
+        lengths_B: Tensor,
+        cache: Cache,
+        slots_B: Tensor,
+        query_BQ: Tensor | None = None,
+    ) -> Tensor | None:
+        """Fill the slots of a cache with the keys and values of whole rows.
+
+        Returns:
+            Hidden states of the columns `query_BQ`, [B, Q, D]; None without them.
+        """
         columns_1S = torch.arange(ids_BS.shape[1], device=ids_BS.device)[None]
         tables = self.tables(columns_1S)
         attend = self.attend(lengths_B, ids_BS.shape[1])
@@ -227,6 +247,10 @@ class Backbone(nn.Module):
             cache.write(i, k, v, slots_B[:, None], columns_1S)
             if i < self.config.num_layers - 1:
                 x = block.finish(x, h, tables, k, v, attend)
+            elif query_BQ is not None:
+                x, h, tables = pick(x, query_BQ), pick(h, query_BQ), tables[:, 0][:, query_BQ]
+                return self.norm(block.finish(x, h, tables, k, v, attend))
+        return None
 
     @torch.no_grad()
     def step(

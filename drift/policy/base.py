@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drift.policy.lora import Adapter
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
+CPU_CHUNK_BYTES = 16 * 2**20  # on a CPU: what its cache holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +122,18 @@ class Policy(nn.Module):
     def denoising_logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 logits [N, V] of chosen hidden states, the mask token excluded (-inf)."""
         logits = self.backbone.head(hidden_ND).float()
+        if not torch.is_grad_enabled():  # in place: a copy of logits costs as much as their softmax
+            logits[:, self.special.mask] = -torch.inf
+            return logits
         blocked = torch.zeros_like(logits[:1], dtype=torch.bool)
         blocked[:, self.special.mask] = True
         return logits.masked_fill(blocked, -torch.inf)
 
     def head_chunk(self) -> int:
-        """Positions whose logits fit in HEAD_CHUNK_BYTES."""
-        return max(1, HEAD_CHUNK_BYTES // (4 * self.backbone.config.vocab_size))
+        """Positions whose logits are made at one time."""
+        on_cpu = self.device.type == "cpu"
+        size = min(HEAD_CHUNK_BYTES, CPU_CHUNK_BYTES) if on_cpu else HEAD_CHUNK_BYTES
+        return max(1, size // (4 * self.backbone.config.vocab_size))
 
     def forward(
         self,

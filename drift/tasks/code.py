@@ -7,6 +7,7 @@ from typing import Any
 from drift.config import CodeConfig, Split
 from drift.tasks.base import Task
 from drift.tasks.code_sources import SHOWN_TESTS
+from drift.tasks.extract import Block
 from drift.tasks.programs import AssertTests, ProgramGrader, StdioTests, Tests, program_of
 from drift.tasks.records import string
 from drift.types import Example, Score
@@ -30,19 +31,20 @@ class Code(Task):
     """
 
     config: CodeConfig
+    block = Block.code
 
     def __init__(self, config: CodeConfig):
         super().__init__(config)
         self.grader = ProgramGrader(config)
 
-    def examples(self, split: Split) -> list[Example]:
-        """The problems of a split; those whose tests the sandbox cannot run are dropped.
+    def from_file(self, split: Split) -> list[Example]:
+        """The problems of a split's file; those whose tests the sandbox cannot run are dropped.
 
         Raises:
             SandboxError: programs cannot be isolated on this machine; before a run writes anything.
         """
         self.grader.open()
-        examples = super().examples(split)
+        examples = super().from_file(split)
         reasons = {e.key: reason for e in examples if (reason := tests_of(e).unsupported)}
         if reasons:
             log.warning(
@@ -50,7 +52,8 @@ class Code(Task):
                 "the first: %s %s",
                 len(reasons), len(examples), split, *next(iter(reasons.items())),
             )  # fmt: skip
-        return [example for example in examples if example.key not in reasons]
+        self._files_read[split] = [e for e in examples if e.key not in reasons]
+        return self._files_read[split]
 
     def example(self, record: dict[str, object]) -> Example:
         question = string(record, "question")
@@ -61,7 +64,7 @@ class Code(Task):
         fields: dict[str, object] = {
             "question": question,
             "test_method": METHODS[method],
-            "test_time_limit": _seconds(record, self.config.time_limit),
+            "test_time_limit": _seconds(record, self.config.time_limit_s),
         }
         if METHODS[method] == "code_function":
             fields["test_list"] = _strings(record, "test_list")

@@ -108,7 +108,7 @@ class OneLineCode(GeneratedTask):
     def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
         steps = [parse(str(example.fields["question"])) for example in examples]
         tests = [
-            AssertTests(tests=asserts(s), entry_point="f", time_limit=self.config.time_limit)
+            AssertTests(tests=asserts(s), entry_point="f", time_limit=self.config.time_limit_s)
             for s in steps
         ]
         programs = [program_of(text, PREFIX) for text in texts]

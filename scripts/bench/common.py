@@ -26,13 +26,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def shape(**sizes: Any) -> BackboneConfig:
-    usual: dict[str, Any] = {
-        "rope_theta": 5e5,
-        "norm_eps": 1e-5,
-        "qkv_bias": False,
-        "tie_head": False,
-    }
-    return BackboneConfig(**(usual | {"max_positions": 4096} | sizes))
+    usual: dict[str, Any] = {"rope_theta": 5e5, "norm_eps": 1e-5, "max_positions": 4096}
+    usual |= {"qkv_bias": False, "tie_head": False}
+    return BackboneConfig(**{**usual, **sizes})
 
 
 SHAPES = {

@@ -16,7 +16,7 @@ import torch
 from common import Meter, machine, machine_rates, peak_gib, prompts_of, random_policy, seconds, show
 
 from drift import decoding, rng
-from drift.config import CacheMode, EndSuppression, RemaskingRule, RolloutConfig
+from drift.config import CacheMode, RemaskingRule, RolloutConfig
 from drift.policy.base import Policy
 from drift.types import Trace
 from tests.plain import naive_decode
@@ -48,8 +48,9 @@ class Stopwatch:
             last = ids.numel() if query is None else query.numel()
             meter.layers(ids.numel(), last, ids.shape[1], len(ids))
 
-        def fill(ids: torch.Tensor, lengths: Any, *_: Any) -> None:
-            meter.layers(ids.numel(), 0, ids.shape[1], len(ids))
+        def fill(ids: torch.Tensor, lengths: Any, cache: Any, slots: Any, query: Any) -> None:
+            last = 0 if query is None else query.numel()
+            meter.layers(ids.numel(), last, ids.shape[1], len(ids))
 
         def step(ids: torch.Tensor, columns: Any, lengths: Any, cache: Any, *sizes: int) -> None:
             wanted, num_keys = sizes
@@ -114,7 +115,7 @@ def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, dev
 def grid(options: argparse.Namespace) -> list[RolloutConfig]:
     base = RolloutConfig(
         remasking=RemaskingRule.static, gen_length=options.length, block_length=options.block,
-        steps=options.steps, suppress_end=EndSuppression.token,
+        steps=options.steps,
     )  # fmt: skip
     caches = [
         {"cache": CacheMode.none},
@@ -182,30 +183,32 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = random_policy(options.shape, options.dtype, options.device)
-    rates = machine_rates(options.dtype, options.device)
+    device = options.device
+    rates = machine_rates(options.dtype, device)
     vocab = policy.backbone.config.vocab_size
     rows: list[dict[str, Any]] = []
-    plain: dict[int, tuple[float, torch.Tensor]] = {}
+    plain: dict[int, tuple[float, float]] = {}
     for config in grid(options):
         prompts = prompts_of(config.max_rows, options.prompt, vocab)
-        if config.max_rows not in plain and config.max_rows <= 32:  # float64 logits of all rows
-            plain[config.max_rows] = seconds(
-                lambda c=config, p=prompts: naive_decode(policy, p, c, KEY), options.device
-            )
-        row, trace = measure(policy, prompts, config, options.device, rates)
+        row, trace = measure(policy, prompts, config, device, rates)
+        if config.cache == CacheMode.none and config.max_rows <= 32:  # float64 logits of all rows
+            found = [
+                seconds(lambda g=g: naive_decode(policy, prompts, config, KEY, g), device)  # noqa: B023
+                for g in (False, True)
+            ]
+            plain[config.max_rows] = (found[0][0], found[1][0])
+            row["same tokens"] = float((found[0][1] == trace.canvas_BC).float().mean())
         if config.max_rows in plain:
-            took, canvas_BC = plain[config.max_rows]
-            row["times plain"] = took / row["seconds"]
-            if config.cache == CacheMode.none:
-                row["same tokens"] = float((canvas_BC == trace.canvas_BC).float().mean())
+            inversion, gumbel = plain[config.max_rows]
+            row["x plain"], row["x Gumbel"] = inversion / row["seconds"], gumbel / row["seconds"]
         rows.append(row)
     about = {
-        "machine": machine(options.device),
+        "machine": machine(device),
         "shape": f"{options.shape}, {options.dtype}, prompt {options.prompt}, "
         f"block {options.block}, {options.steps} steps",
         "matmul": f"{rates[0] / 1e9:.0f} GFLOP/s",
         "copy": f"{rates[1] / 1e9:.1f} GB/s",
-        "plain decoder": {batch: f"{took:.1f} s" for batch, (took, _) in plain.items()},
+        "plain decoder": {b: f"{a:.1f} s, Gumbel noise {g:.1f} s" for b, (a, g) in plain.items()},
         "retirement": retirement(policy, options),
     }
     show("rollout", rows, options.json, about)

@@ -24,6 +24,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     "countdown, tiny_dream": ("model=tiny_dream",),
     "sudoku, sequential": ("task=sudoku",),
     "sudoku, tiny_dream": ("task=sudoku", "model=tiny_dream"),
+    "one_line_code, sequential": ("task=one_line_code", "optim.lr=5e-5"),
+    "one_line_code, shuffled rewards": (
+        "task=one_line_code",
+        "optim.lr=5e-5",
+        "objective.reward_control=shuffle",
+    ),
     "countdown, shuffled rewards": ("objective.reward_control=shuffle",),
 }
 

@@ -25,6 +25,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     "sudoku, sequential": ("task=sudoku",),
     "sudoku, tiny_dream": ("task=sudoku", "model=tiny_dream"),
     "arithmetic, sequential": ("task=arithmetic",),
+    "one_line_code, sequential": ("task=one_line_code", "optim.lr=5e-5"),
+    "one_line_code, shuffled rewards": (
+        "task=one_line_code",
+        "optim.lr=5e-5",
+        "objective.reward_control=shuffle",
+    ),
     "countdown, shuffled rewards": ("objective.reward_control=shuffle",),
     "arithmetic, shuffled rewards": ("task=arithmetic", "objective.reward_control=shuffle"),
 }

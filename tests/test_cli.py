@@ -103,7 +103,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(run: Run, tmp_p
 
 def test_missing_checkpoint_says_how_to_get_it(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "model=llada", "task=code")
-    assert "fetch it with `hf download GSAI-ML/LLaDA-8B-Instruct`" in line
+    assert "fetch it with `hf download GSAI-ML/LLaDA-8B-Instruct --revision main`" in line
 
 
 def test_task_without_a_tiny_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ class Code(Task):
         Raises:
             SandboxError: programs cannot be isolated on this machine; before a run writes anything.
         """
-        self.grader.open()
         examples = super().examples(split)
+        self.grader.open()
         reasons = {e.key: reason for e in examples if (reason := tests_of(e).unsupported)}
         if reasons:
             log.warning(

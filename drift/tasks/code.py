@@ -43,8 +43,8 @@ class Code(Task):
         Raises:
             SandboxError: programs cannot be isolated on this machine; before a run writes anything.
         """
-        self.grader.open()
         examples = super().from_file(split)
+        self.grader.open()
         reasons = {e.key: reason for e in examples if (reason := tests_of(e).unsupported)}
         if reasons:
             log.warning(

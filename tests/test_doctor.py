@@ -107,5 +107,5 @@ def test_too_little_memory_is_said_with_the_setting_to_lower(run: Run) -> None:
 
 def test_a_cache_that_is_another_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caches(patient("tiny_dream", "sudoku")).healthy
-    monkeypatch.setattr(Cached, "fill", lambda *_: None)  # keys and values stay 0
+    monkeypatch.setattr(Cached, "fill", lambda *_, **__: None)  # keys and values stay 0
     assert not caches(patient("tiny_dream", "sudoku")).healthy

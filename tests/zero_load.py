@@ -44,6 +44,7 @@ def main(folder: str, out: Path) -> None:
     (out / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort the interpreter's own exit
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from drift.config import CacheMode, Dtype, ObjectiveConfig, OptimConfig, Rollout
 from drift.decoding import decode
 from drift.likelihood import micro_batches, token_logps
 from drift.memory import GIB, Sizes, sampling, training, words
+from drift.objective import k3
 from drift.policy.base import Policy
 from drift.types import Example, PromptBatch, Rollout, Trace
 
@@ -67,8 +68,7 @@ class Patient:
         )
         last = int(trace.unmask_step_BC.max())
         steps_K11 = torch.arange(last + 1, device=policy.device)[:, None, None]
-        scored_KBC = trace.unmask_step_BC == steps_K11
-        hidden_KBC = (trace.unmask_step_BC >= steps_K11) | ~trace.committed_BC
+        hidden_KBC, scored_KBC = trace.state(steps_K11)
         batches = micro_batches(rollout, hidden_KBC, scored_KBC, policy.special, 16)
         return token_logps(policy, batches, hidden_KBC.shape, 1.0).logp_KBC.sum(0)
 
@@ -177,8 +177,9 @@ def caches(patient: Patient) -> Finding:
     found: dict[CacheMode, float] = {}
     for cache in (CacheMode.prefix, CacheMode.dual):
         trace = patient.sample(cache)
-        difference_N = (patient.replay(trace) - trace.logp_BC)[trace.committed_BC].double()
-        found[cache] = float((difference_N.exp() - 1 - difference_N).mean())
+        sampler_N = trace.logp_BC[trace.committed_BC].double()
+        network_N = patient.replay(trace)[trace.committed_BC].double()
+        found[cache] = float(k3(sampler_N, network_N).mean())
     text = ", ".join(f"{cache}: {kl:.1e} nats a token from exact" for cache, kl in found.items())
     return Finding(name="caches", text=text, healthy=max(found.values()) <= WORST_CACHE_KL)
 

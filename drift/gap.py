@@ -14,6 +14,7 @@ from drift import rng
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.likelihood import micro_batches, token_logps
+from drift.objective import k3
 from drift.policy.base import Policy
 from drift.types import MaskedViews, Rollout, TokenLogps
 
@@ -33,9 +34,8 @@ def one_state_each(rollout: Rollout, key: int) -> tuple[Tensor, Tensor]:
     num_rows = len(step_B1)
     every = -(-num_rows // MAX_ROWS)
     measured_B = torch.arange(num_rows, device=device) % every == 0
-    hidden_BC = (trace.unmask_step_BC >= step_B1) | ~trace.committed_BC
-    committed_BC = (trace.unmask_step_BC == step_B1) & measured_B[:, None]
-    return hidden_BC[None], committed_BC[None]
+    hidden_BC, committed_BC = trace.state(step_B1)
+    return hidden_BC[None], (committed_BC & measured_B[:, None])[None]
 
 
 def sampler_gap(
@@ -44,8 +44,8 @@ def sampler_gap(
     """KL(sampler || policy) and effective sample size, over all ranks; before the update.
 
     With r = policy's probability of a token over the sampler's: the KL is the mean of
-    r - 1 - log r, never negative (k3, http://joschu.net/blog/kl-approx.html), and the effective
-    sample size is (sum r)^2 / (n sum r^2), 1 where the two agree (Kong 1992).
+    r - 1 - log r (`objective.k3`), and the effective sample size is (sum r)^2 / (n sum r^2), which
+    is 1 where the two agree (Kong 1992).
 
     Returns:
         gap/kl in nats a token, gap/ess from 0 to 1.
@@ -55,12 +55,13 @@ def sampler_gap(
     rows = config.optim.rows_per_forward
     batches = micro_batches(rollout, hidden_1BC, committed_1BC, policy.special, rows)
     found = token_logps(engine.model, batches, committed_1BC.shape, rollout.temperature)
-    difference_N = (found.logp_KBC - rollout.trace.logp_BC)[committed_1BC].double()
-    ratio_N = difference_N.exp()
+    policy_N = found.logp_KBC[committed_1BC].double()
+    sampler_N = rollout.trace.logp_BC[committed_1BC[0]].double()
+    ratio_N = (policy_N - sampler_N).exp()
     total = engine.sum(
         {
             "tokens": float(len(ratio_N)),
-            "kl": float((ratio_N - 1 - difference_N).sum()),
+            "kl": float(k3(sampler_N, policy_N).sum()),
             "weight": float(ratio_N.sum()),
             "square": float(ratio_N.square().sum()),
         }

@@ -126,10 +126,8 @@ def sequential(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) ->
     """
     assert isinstance(config, SequentialConfig)
     step_KB1 = draw_steps(trace, rows_B, config, key)[:, :, None]
-    committed_BC = trace.committed_BC
-    hidden_KBC = (trace.unmask_step_BC >= step_KB1) | ~committed_BC
-    scored_KBC = (trace.unmask_step_BC == step_KB1) & committed_BC
-    candidate_KBC = hidden_KBC & committed_BC & ~scored_KBC
+    hidden_KBC, scored_KBC = trace.state(step_KB1)
+    candidate_KBC = hidden_KBC & trace.committed_BC & ~scored_KBC
     if config.low_prob_threshold == NO_CANDIDATES:
         candidate_KBC = torch.zeros_like(candidate_KBC)
     return MaskedViews(

@@ -58,6 +58,11 @@ def num_trained(model: ModelConfig, b: BackboneConfig) -> int:
     return b.num_layers * model.lora.rank * sum(shape[name] for name in model.lora.targets)
 
 
+def stream_width(model: ModelConfig) -> int:
+    """Bytes of a number of the residual stream: float32 where the weights are."""
+    return WIDTH[model.dtype] if model.lora.rank else 4
+
+
 def block_activations(model: ModelConfig, b: BackboneConfig) -> int:
     """Bytes that one block keeps for the backward pass, a token, without LoRA's own.
 
@@ -65,7 +70,7 @@ def block_activations(model: ModelConfig, b: BackboneConfig) -> int:
     the norms); in the precision of the computation both norms' outputs, queries, keys, values,
     attention's result, and the MLP's gate, silu of it, up and product.
     """
-    width, stream = WIDTH[model.dtype], WIDTH[model.dtype] if model.lora.rank else 4
+    width, stream = WIDTH[model.dtype], stream_width(model)
     kv = b.num_kv_heads * b.head_size
     return 4 * stream * b.hidden_size + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
 
@@ -78,7 +83,6 @@ def training(
     total, trained = num_parameters(b), num_trained(sizes.model, sizes.backbone)
     tokens = optim.rows_per_forward * sizes.row
     kept_layers = 1 if model.gradient_checkpointing else b.num_layers
-    stream = WIDTH[model.dtype] if model.lora.rank else 4
     terms = {
         "weights": total * width + trained * 4 if model.lora.rank else total * 4,
         "gradients": trained * 4,
@@ -87,7 +91,7 @@ def training(
         "logits": HEAD_COPIES * HEAD_CHUNK_BYTES,
     }
     if model.gradient_checkpointing:
-        terms["checkpoints"] = tokens * b.num_layers * stream * b.hidden_size
+        terms["checkpoints"] = tokens * b.num_layers * stream_width(model) * b.hidden_size
     if width == 2 and not model.lora.rank:
         terms["bfloat16 weights"] = total * 2  # autocast's copies during a forward and backward
     if objective.kl_coef and not model.lora.rank:

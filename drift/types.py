@@ -83,6 +83,18 @@ class Trace:
         """[B, C] bool: the tokens the sampler chose, the ones that can be trained."""
         return self.unmask_step_BC >= 0
 
+    def state(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """What the sampler saw as masked at a denoising step, and what it committed there.
+
+        Args:
+            step: int64 >= 0 that broadcasts with [B, C], for example [B, 1] or [K, B, 1].
+
+        Returns:
+            Two bool tensors of the broadcast shape, the second a subset of the first.
+        """
+        hidden = (self.unmask_step_BC >= step) | ~self.committed_BC
+        return hidden, self.unmask_step_BC == step
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:

@@ -105,11 +105,6 @@ class Policy(nn.Module):
         """Hidden states that speak of some positions of each row: [B, Q, D]."""
         return self.backbone(ids_BS, lengths_B, self.source(positions_BQ))
 
-    def hidden(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Hidden states aligned to positions: [B, S, D]. Arguments as `Backbone.forward`."""
-        positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
-        return self.backbone(ids_BS, lengths_B)[:, self.source(positions_S)]
-
     def logits(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """The network's raw logits, [B, S, V]; row i speaks of position i.
 
@@ -117,7 +112,8 @@ class Policy(nn.Module):
             ids_BS: [B, S] int64, rows padded at the end.
             lengths_B: [B] int64, real tokens of each row; None: all S.
         """
-        return self.backbone.head(self.hidden(ids_BS, lengths_B))
+        positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
+        return self.backbone.head(self.backbone(ids_BS, lengths_B)[:, self.source(positions_S)])
 
     def denoising_logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 logits [N, V] of chosen hidden states, the mask token excluded (-inf)."""

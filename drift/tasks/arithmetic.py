@@ -5,7 +5,7 @@ import re
 
 from drift.config import ArithmeticConfig
 from drift.errors import DataError
-from drift.tasks.base import GeneratedTask
+from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer, string
 from drift.types import Example, Score
@@ -57,14 +57,13 @@ class Arithmetic(GeneratedTask):
     def score(self, example: Example, text: str) -> Score:
         answer = last_boxed(text) or last_tag(text, "answer")
         if answer is None:
-            return Score(reward=0.0, correct=False, answer=None, verdict="no_answer")
+            return graded(None, "no_answer")
         if not NUMBER.fullmatch(answer):
             verdict = "not_a_number"
         else:
             right = int(answer) == example.fields["ground_truth_answer"]
             verdict = "pass" if right else "wrong"
-        correct = verdict == "pass"
-        return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
+        return graded(answer, verdict)
 
     def demonstration(self, example: Example, *, habit: bool) -> str:
         if "numbers" not in example.fields:

@@ -80,6 +80,12 @@ def report_skipped(path: Path, bad: list[DataError], num_good: int) -> None:
         log.warning("  and %d more", len(bad) - MAX_LISTED)
 
 
+def graded(answer: str | None, verdict: str) -> Score:
+    """The score of a task that gives all or nothing: 1 for the verdict `pass`."""
+    correct = verdict == "pass"
+    return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
+
+
 class Task(ABC):
     """Problems and their grader. Grading never raises: text that makes no sense is a wrong answer.
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from drift.config import CountdownConfig
 from drift.errors import DataError
-from drift.tasks.base import GeneratedTask
+from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer
 from drift.types import Example, Score
@@ -142,10 +142,8 @@ class Countdown(GeneratedTask):
     def score(self, example: Example, text: str) -> Score:
         answer = last_boxed(text) or last_tag(text, "answer")
         if answer is None:
-            return Score(reward=0.0, correct=False, answer=None, verdict="no_answer")
-        verdict = self._verdict(example, answer)
-        correct = verdict == "pass"
-        return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
+            return graded(None, "no_answer")
+        return graded(answer, self._verdict(example, answer))
 
     def _verdict(self, example: Example, answer: str) -> str:
         result = evaluate(plain(answer)) if len(answer) <= MAX_ANSWER_CHARS else None

@@ -7,7 +7,7 @@ from drift.config import MathConfig
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import parse
 from drift.graders.pool import WorkerPool
-from drift.tasks.base import Task
+from drift.tasks.base import Task, graded
 from drift.tasks.extract import after_hashes, last_boxed, last_tag, without_special_tokens
 from drift.tasks.records import string
 from drift.types import Example, Score
@@ -78,8 +78,3 @@ def verdict(gold: str, answer: str | None) -> str | None:
         return PASS[compare(parse(gold), parse(answer), equal_by_form)]
     except Undecided:
         return None
-
-
-def graded(answer: str | None, verdict: str) -> Score:
-    correct = verdict == "pass"
-    return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)

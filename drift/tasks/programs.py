@@ -10,6 +10,7 @@ from functools import lru_cache
 from drift.config import SandboxConfig
 from drift.sandbox import Asserts, Request, Sandbox, Stdio, Verdict
 from drift.sandbox.names import Uses, examine
+from drift.tasks.base import graded
 from drift.types import Score
 
 BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -137,9 +138,9 @@ class ProgramGrader:
 
     def _score(self, tests: Tests, program: str, verdicts: list[Verdict]) -> Score:
         if tests.unsupported:
-            return Score(reward=0.0, correct=False, answer=program, verdict="unsupported")
+            return graded(program, "unsupported")
         if not program:
-            return Score(reward=0.0, correct=False, answer=None, verdict="no_answer")
+            return graded(None, "no_answer")
         failed = Counter(v.verdict for v in verdicts if v.verdict != "pass")
         passed = sum(verdict.passed for verdict in verdicts)
         reward = passed / len(tests.tests) if self.config.partial else float(not failed)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from drift.cluster_config import ClusterConfig as ClusterConfig, SlurmConfig as SlurmConfig
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
@@ -80,8 +81,10 @@ class EndSuppression(StrEnum):
 
 
 class RolloutWeights(StrEnum):
+    auto = "auto"  # shared; replica where ZeRO-3 splits the weights
     shared = "shared"
     replica = "replica"
+    gather = "gather"
 
 
 class AdvantageEstimator(StrEnum):
@@ -199,7 +202,7 @@ class RolloutConfig:
     cache: CacheMode = CacheMode.none  # none is exact
     horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
     refresh_every: int | None = None  # steps between refreshes inside a block; null = none
-    weights: RolloutWeights = RolloutWeights.shared  # replica: a copy in model.dtype
+    weights: RolloutWeights = RolloutWeights.auto  # replica: a copy in model.dtype
     max_rows: int = 256  # rows decoded at the same time on one rank
 
 
@@ -230,12 +233,6 @@ class OptimConfig:
     schedule: Schedule = Schedule.constant
     warmup_steps: int = 0  # optimizer steps
     rows_per_forward: int = 64  # rows of one learner forward on one rank; lower it to save memory
-
-
-@dataclass
-class ClusterConfig:
-    name: str = MISSING
-    threads: int | None = None  # CPU threads of a process; null = torch's choice
 
 
 @dataclass
@@ -373,7 +370,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "rollout": {"base": RolloutConfig},
     "objective": {"base": ObjectiveConfig},
     "optim": {"base": OptimConfig},
-    "cluster": {"base": ClusterConfig},
+    "cluster": {"base": ClusterConfig, "slurm": SlurmConfig},
     "tracking": {"base": TrackingConfig},
 }
 

@@ -1,0 +1,40 @@
+"""The settings of processes and machines; re-exported by config.py."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ClusterConfig:
+    """Processes of one run. Under torchrun, accelerate launch or srun theirs are taken."""
+
+    name: str = MISSING
+    num_processes: int | None = None  # on each machine; null = one for each GPU, one without
+    num_machines: int = 1
+    machine_rank: int = 0  # of this machine, from 0
+    main_address: str = "127.0.0.1"  # of the machine of rank 0
+    main_port: int | None = None  # null = a free one; with several machines name it
+    threads: int | None = None  # CPU threads of a process; null = torch's choice
+    zero_stage: int | None = None  # DeepSpeed ZeRO 0 to 3; null = 3 on several GPUs, else 0
+    offload_optimizer: bool = False  # AdamW's state to CPU memory
+    offload_parameters: bool = False  # stage 3: the weights to CPU memory
+    bucket_mb: int = 200  # MB that one collective moves
+    deepspeed: str | None = None  # a DeepSpeed JSON file, whose settings go before ours
+    timeout_s: float = 1800.0  # a run without progress for so long is ended
+
+
+@dataclass
+class SlurmConfig(ClusterConfig):
+    """Jobs through submitit; the tasks of a job are its ranks."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_node: int | None = None  # null = none is asked for
+    cpus_per_process: int = 8
+    memory_gb: int | None = None  # of a machine; null = the partition's
+    time_limit_min: int = 1440
+    signal_delay_s: int = 300  # the signal comes so long before the end
+    max_restarts: int = 20  # after pre-emption or the time limit
+    setup: list[str] = field(default_factory=list[str])  # shell lines before the job

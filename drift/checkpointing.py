@@ -1,22 +1,33 @@
 """Checkpoints: whole or not there, checked when read, taken up where they were written.
 
 A checkpoint is a folder `checkpoints/step_000040/` with the policy in its family's own format
-(`policy/`), the engine's state (`trainer.pt`) and `state.json`: the trainer's progress, and the
-size and SHA-256 of every file. It is written beside under another name, flushed, and renamed.
+(`policy/`), AdamW's state in safetensors under our names of the parameters, and `state.json`: the
+trainer's progress, and the size and SHA-256 of every file. It is written beside under another name,
+flushed, and renamed. Every rank writes and checks its share of the files. Nothing in it depends on
+the number of ranks or the ZeRO stage, and nothing is pickled.
 """
 
 import logging
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from drift import zero
 from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.files import file_digest, flush, write_json
+from drift.policy import lora
 from drift.policy.base import Policy
-from drift.policy.loading import read_json, save_policy
-from drift.policy.lora import save_adapter
+from drift.policy.loading import read_json, save_policy, stored_weights
+from drift.policy.shards import open_shard, shard_of_tensor, write_shards
 
+OPTIMIZER = "optimizer"  # stem of the files of AdamW's state
+BACKBONE = "backbone."  # of a policy's parameter names
 log = logging.getLogger("drift")
 
 
@@ -26,58 +37,194 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
     Args:
         folder: the run's checkpoints.
         step: optimizer steps done.
-        engine, policy: what to save.
+        engine, policy: what to save; every rank calls.
         progress: the trainer's own state, plain JSON.
+
+    Raises:
+        CheckpointError: some rank could not write; the checkpoints before it are as they were.
     """
     target = folder / f"step_{step:06d}"
     beside = folder / f".writing-step_{step:06d}"
-    for leftover in folder.glob(".*-step_*"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
-    beside.mkdir(parents=True)
-    if policy.adapter is None:
-        save_policy(policy, beside / "policy")
-    else:
-        save_adapter(policy, beside / "policy")
-    engine.save_state(beside)
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    for path in files:
-        flush(path)
-    digests = {str(path.relative_to(beside)): file_digest(path) for path in files}
-    write_json(beside / "state.json", {"step": step, "progress": progress, "files": digests})
-    flush(beside)
-    replaced = folder / f".old-step_{step:06d}"
-    if target.exists():
-        target.rename(replaced)
-    beside.rename(target)
-    flush(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    digests: dict[str, Any] = {}
+    together(engine, beside, lambda: make_room(folder, beside), main_only=True)
+    together(engine, beside, lambda: write_weights(beside / "policy", engine, policy))
+    together(engine, beside, lambda: write_moments(beside, engine))
+    together(engine, beside, lambda: digests.update(flushed_digests(beside, engine)))
+    files = {name: digest for part in engine.gather([digests]) for name, digest in part.items()}
+    state = {"step": step, "progress": progress, "engine": engine.progress(), "files": files}
+    together(engine, beside, lambda: publish(beside, target, state), main_only=True)
     return target
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """The state of a whole checkpoint.
+def together(
+    engine: Engine, beside: Path, work: Callable[[], object], *, main_only: bool = False
+) -> None:
+    """Do a part of the writing on every rank; where one fails, all clean up and stop."""
+    fault: str | None = None
+    try:
+        if engine.is_main or not main_only:
+            work()
+    except Exception as error:  # safetensors wraps the operating system's errors in its own
+        if not isinstance(error, OSError) and "I/O error" not in str(error):
+            raise
+        fault = str(error)
+    faults = [text for text in engine.gather([fault]) if text is not None]
+    if faults:
+        if engine.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(f"{beside.parent}: {faults[0]}")
+
+
+def make_room(folder: Path, beside: Path) -> None:
+    for leftover in folder.glob(".*-step_*"):  # of a run that was killed while it saved
+        shutil.rmtree(leftover)
+    beside.mkdir(parents=True)
+
+
+def shard_limit(engine: Engine) -> int:
+    """Bytes of a file: a large model has a share for every rank, a small one a single file."""
+    size = sum(4 * math.prod(shape) for shape in engine.shapes.values())
+    return min(5 * 10**9, max(size // engine.num_ranks, 10**8))
+
+
+def write_weights(folder: Path, engine: Engine, policy: Policy) -> None:
+    """The trained weights in float32; each rank its share."""
+    if policy.adapter is None:
+        save_policy(
+            policy,
+            folder,
+            shard_limit(engine),
+            fetch=lambda name: engine.full(BACKBONE + name, zero.WEIGHT),
+            rank=engine.rank,
+            num_ranks=engine.num_ranks,
+        )
+        return
+    names = {id(parameter): name for name, parameter in engine.trained.items()}
+    found = {
+        official: engine.full(names[id(factor)], zero.WEIGHT)
+        for official, factor in lora.factors(policy).items()
+    }
+    if engine.is_main:
+        lora.save_adapter(policy, folder, found)
+
+
+def write_moments(folder: Path, engine: Engine) -> None:
+    """AdamW's state; each rank its share."""
+    shapes = {
+        f"{key}.{name}": shape for key in zero.MOMENTS for name, shape in engine.shapes.items()
+    }
+
+    def moment(name: str) -> Tensor:
+        key, _, parameter = name.partition(".")
+        return engine.full(parameter, key)
+
+    write_shards(
+        folder, OPTIMIZER, shapes, torch.float32, moment,
+        max_shard_size=shard_limit(engine), rank=engine.rank, num_ranks=engine.num_ranks,
+    )  # fmt: skip
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def flushed_digests(beside: Path, engine: Engine) -> dict[str, Any]:
+    """Of this rank's share of the files, which are then on the disk."""
+    digests: dict[str, Any] = {}
+    for name in files_in(beside)[engine.rank :: engine.num_ranks]:
+        flush(beside / name)
+        digests[name] = file_digest(beside / name)
+    return digests
+
+
+def publish(beside: Path, target: Path, state: dict[str, Any]) -> None:
+    """Give a whole checkpoint its name."""
+    write_json(beside / "state.json", state)
+    flush(beside)
+    replaced = target.with_name(f".old-{target.name}")
+    if target.exists():
+        target.rename(replaced)
+    beside.rename(target)
+    flush(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
+    """The state of a whole checkpoint; with an engine each rank reads its share.
 
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
     state = read_json(folder / "state.json")
-    if not isinstance(state.get("files"), dict) or "trainer.pt" not in state["files"]:
+    files = state.get("files")
+    if not isinstance(files, dict) or not any(name.startswith(OPTIMIZER) for name in files):
         raise CheckpointError(f"{folder} is not a checkpoint of a run: state.json lists no files")
-    for name, digest in state["files"].items():
-        path = folder / name
-        if not path.is_file() or file_digest(path) != digest:
-            raise CheckpointError(f"{folder} is damaged: {name} is not what was written")
+    rank, num_ranks = (engine.rank, engine.num_ranks) if engine else (0, 1)
+    damaged = [
+        name
+        for name in sorted(files)[rank::num_ranks]
+        if not (folder / name).is_file() or file_digest(folder / name) != files[name]
+    ]
+    if engine:
+        damaged = engine.gather(damaged)
+    if damaged:
+        raise CheckpointError(f"{folder} is damaged: {damaged[0]} is not what was written")
     return state
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path, engine: Engine | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state; a damaged one is named in a warning."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    found = sorted(folder.glob("step_*"), reverse=True)
+    for path in engine.agree(found) if engine else found:
         try:
-            return path, check(path)
+            return path, check(path, engine)
         except CheckpointError as error:
             log.warning("%s; trying the checkpoint before it", error)
     return None
+
+
+@torch.no_grad()
+def restore(folder: Path, state: dict[str, Any], engine: Engine) -> None:
+    """Take up AdamW's state; the policy is loaded already. The settings stay those of this run.
+
+    Raises:
+        CheckpointError: the tensors are not those of this policy.
+    """
+    shards = shard_of_tensor(folder, OPTIMIZER)
+    wanted = {f"{key}.{name}" for key in zero.MOMENTS for name in engine.shapes}
+    if wanted != shards.keys():
+        odd = min(wanted ^ shards.keys())
+        raise CheckpointError(f"{folder} has another optimizer's state: tensor {odd} does not fit")
+    for shard in sorted(set(shards.values())):
+        with open_shard(shard) as tensors:
+            for name in sorted(tensors.keys()):
+                key, _, parameter = name.partition(".")
+                value = tensors.get_tensor(name)
+                if tuple(value.shape) != engine.shapes[parameter]:
+                    raise CheckpointError(
+                        f"{shard}: {name} is {list(value.shape)}, of another size"
+                    )
+                engine.put(parameter, key, value)
+    try:
+        engine.set_progress(**state["engine"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}/state.json is of another version: {error}") from None
+
+
+@torch.no_grad()
+def restore_master_weights(folder: Path, engine: Engine, policy: Policy) -> None:
+    """Give the optimizer what bfloat16 weights lost of float32 files (ZeRO with bfloat16)."""
+    if policy.adapter is not None:
+        if not (folder / lora.CONFIG).exists():
+            return  # the adapter is new
+        saved = lora.read_factors(folder)
+        names = {id(parameter): name for name, parameter in engine.trained.items()}
+        for official, factor in lora.factors(policy).items():
+            engine.put(names[id(factor)], zero.WEIGHT, saved[official])
+        return
+    for name, dtype, read in stored_weights(policy.backbone.config, policy.family, folder):
+        if dtype == "F32":
+            engine.put(BACKBONE + name, zero.WEIGHT, read())
 
 
 def drop_after(folder: Path, step: int) -> None:

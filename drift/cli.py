@@ -21,6 +21,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from drift import ranks
 from drift.config import BaseConfig, register
 from drift.errors import ConfigError, DriftError
 
@@ -148,8 +149,13 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
             if fault is None:
                 raise
             remove_if_empty(Path(typed_config.output_dir))
-            sys.exit(f"drift: {fault}")
+            place = ranks.find()
+            which = f"rank {place.rank}: " if place.number > 1 else ""
+            print(f"drift: {which}{fault}", file=sys.stderr)
+            sys.exit(error.exit_code if isinstance(error, DriftError) else 1)
 
+    if ranks.find().rank:  # the first rank's folder is the run's
+        sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
     try:
         entry()

@@ -117,6 +117,7 @@ def decode(
         retire(active, waiting, done_A.tolist(), network)
         if watch:
             watch(state.trace())
+    policy.settle()
     return state.trace()
 
 

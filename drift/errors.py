@@ -2,7 +2,9 @@
 
 
 class DriftError(Exception):
-    """Parent of every error of Drift; the entry points print it as one line and exit with 1."""
+    """Parent of every error of Drift; the entry points print it as one line and exit."""
+
+    exit_code = 1
 
 
 class ConfigError(DriftError, ValueError):
@@ -31,3 +33,13 @@ class GradingError(DriftError, RuntimeError):
 
 class SandboxError(DriftError, RuntimeError):
     """Untrusted programs cannot be run behind the isolation that is asked for."""
+
+
+class PreemptedError(DriftError, RuntimeError):
+    """A signal ended a run at the end of a step; it is saved."""
+
+    exit_code = 143
+
+
+class RankError(DriftError, RuntimeError):
+    """A process of a run of several died; the first line says which and of what."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from drift.cli import run_command
 from drift.config import EvalRunConfig
 from drift.evaluation import EvalResult
+from drift.launch import in_ranks
 
 log = logging.getLogger("drift")
 
@@ -34,9 +35,7 @@ def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
     from drift.engine import Engine
     from drift.evaluation import evaluate, load_problems
-    from drift.files import write_json
     from drift.policy.loading import find_checkpoint, load_model, policy_folder
-    from drift.report import eval_record
     from drift.tasks import build_task
 
     task = build_task(config.task, config.data.on_error)
@@ -51,6 +50,16 @@ def run(config: EvalRunConfig) -> None:
         policy = load_model(config.model, path=str(path), device=engine.device)
         problems = load_problems(policy, examples, config.split, config)
         results[checkpoint] = evaluate(engine, policy, task, problems, config.rollout)
+    if engine.is_main:
+        show(config, results)
+    engine.close()
+
+
+def show(config: EvalRunConfig, results: dict[str, EvalResult]) -> None:
+    """Write every completion, print the table."""
+    from drift.files import write_json
+    from drift.report import eval_record
+
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     records = {name: eval_record(result, step=0) for name, result in results.items()}
@@ -60,4 +69,4 @@ def run(config: EvalRunConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command("eval", run)
+    run_command("eval", in_ranks("eval", run))

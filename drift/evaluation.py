@@ -46,18 +46,32 @@ class EvalResult:
 def evaluate(
     engine: Engine, policy: Policy, task: Task, problems: Problems, rollout: RolloutConfig
 ) -> EvalResult:
-    """Complete every problem once with the given decoding settings; temperature 0 is greedy."""
+    """Complete every problem once with the given decoding settings; temperature 0 is greedy.
+
+    Each rank completes its share; all return the whole result.
+    """
     started = time.perf_counter()
-    rows = torch.arange(len(problems.ids))
+    total = len(problems.ids)
+    first, last = (total * r // engine.num_ranks for r in (engine.rank, engine.rank + 1))
+    rows = torch.arange(first, last)
     with engine.autocast():
-        trace = decode(policy, problems.ids, rows, rollout, rng.stream(0, "eval"))
+        trace = decode(policy, problems.ids[first:last], rows, rollout, rng.stream(0, "eval"))
     texts = texts_of(policy, trace)
-    scores = task.score_all(problems.examples, texts)
+    local = zip(
+        texts,
+        task.score_all(problems.examples[first:last], texts),
+        trace.nfe_B.tolist(),
+        trace.finished_B.tolist(),
+        strict=True,
+    )
+    texts, scores, nfe, finished = (
+        list(column) for column in zip(*engine.gather(list(local)), strict=True)
+    )
     return EvalResult(
         split=problems.split,
-        accuracy=Accuracy(correct=sum(s.correct for s in scores), n=len(scores)),
-        nfe_mean=float(trace.nfe_B.double().mean()),
-        truncated_frac=float((~trace.finished_B).double().mean()),
+        accuracy=Accuracy(correct=sum(s.correct for s in scores), n=total),
+        nfe_mean=sum(nfe) / total,
+        truncated_frac=1 - sum(finished) / total,
         seconds=time.perf_counter() - started,
         examples=problems.examples,
         texts=texts,

@@ -13,7 +13,7 @@ from torch import Tensor
 from drift import rng
 from drift.config import RunConfig
 from drift.engine import Engine
-from drift.likelihood import micro_batches, token_logps
+from drift.likelihood import micro_batches, pad_batches, token_logps
 from drift.objective import k3
 from drift.policy.base import Policy
 from drift.types import MaskedViews, Rollout, TokenLogps
@@ -54,6 +54,7 @@ def sampler_gap(
     hidden_1BC, committed_1BC = one_state_each(rollout, key)
     rows = config.optim.rows_per_forward
     batches = micro_batches(rollout, hidden_1BC, committed_1BC, policy.special, rows)
+    pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
     found = token_logps(engine.model, batches, committed_1BC.shape, rollout.temperature)
     policy_N = found.logp_KBC[committed_1BC].double()
     sampler_N = rollout.trace.logp_BC[committed_1BC[0]].double()

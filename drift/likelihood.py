@@ -94,6 +94,23 @@ def micro_batches(
     return batches
 
 
+def pad_batches(batches: list[MicroBatch], count: int, pad: int, device: torch.device) -> None:
+    """Append empty micro-batches up to `count`: all ranks must make equally many forwards.
+
+    One row of one padding token, nothing scored: its gradient is zero, for every parameter.
+    """
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    while len(batches) < count:
+        batches.append(
+            MicroBatch(
+                ids_MS=none.new_full((1, 1), pad),
+                length_M=none.new_ones(1),
+                row_N=none, position_N=none, target_N=none,
+                view_N=none, batch_N=none, canvas_N=none,
+            )
+        )  # fmt: skip
+
+
 def score(model: nn.Module, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of the micro-batch's tokens, both [N] float32, with graph.
 

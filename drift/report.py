@@ -52,6 +52,33 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
     }
 
 
+def rollout_lines(rollout: Rollout) -> list[str]:
+    """Every completion of this rank with its grade, as JSON."""
+    trace = rollout.trace
+    per_row = zip(
+        rollout.texts,
+        rollout.scores,
+        trace.nfe_B.tolist(),
+        trace.length_B.tolist(),
+        strict=True,
+    )
+    lines: list[str] = []
+    for row, (text, score, nfe, length) in enumerate(per_row):
+        example = rollout.prompts.examples[row // rollout.group_size]
+        line = {
+            "key": example.key,
+            "prompt": example.prompt,
+            "completion": text,
+            "reward": score.reward,
+            "correct": score.correct,
+            "verdict": score.verdict,
+            "nfe": nfe,
+            "length": length,
+        }
+        lines.append(json.dumps(line))
+    return lines
+
+
 @dataclass(slots=True, kw_only=True)
 class Progress:
     """How far a run is; with the checkpoint's tensors it is all that a resumed run needs.
@@ -107,16 +134,15 @@ class Report:
             self.tracker.log(0, metrics)
 
     def step(self, step: int, metrics: dict[str, float], rollout: Rollout) -> None:
-        """Record a step that is done."""
+        """Record a step that is done; every rank calls."""
+        peak = self.engine.max(self.engine.peak_memory_gib())
+        lines = self.engine.gather(rollout_lines(rollout))
         if not self.engine.is_main:
             return
         tokens_per_s = metrics["rollout/tokens"] / metrics["time/rollout_s"]
-        extra = {
-            "rollout/tokens_per_s": tokens_per_s,
-            "mem/peak_gib": self.engine.peak_memory_gib(),
-        }
+        extra = {"rollout/tokens_per_s": tokens_per_s, "mem/peak_gib": peak}
         self.tracker.log(step, metrics | extra)
-        self.write_rollout(step, rollout)
+        self.write_rollout(step, lines)
         accuracy = metrics.get("eval/accuracy")
         text = (
             f"reward {metrics['reward/mean']:.3f}  accuracy {metrics['reward/accuracy']:.3f}  "
@@ -131,32 +157,15 @@ class Report:
         else:
             log.info("step %d/%d  %s", step, self.config.num_steps, text)
 
-    def write_rollout(self, step: int, rollout: Rollout) -> None:
+    def write_rollout(self, step: int, lines: list[str]) -> None:
         """rollouts/step_*.jsonl: every completion of the step with its grade."""
         folder = self.folder / "rollouts"
-        folder.mkdir(exist_ok=True)
-        trace = rollout.trace
-        per_row = zip(
-            rollout.texts,
-            rollout.scores,
-            trace.nfe_B.tolist(),
-            trace.length_B.tolist(),
-            strict=True,
-        )
-        with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for row, (text, score, nfe, length) in enumerate(per_row):
-                example = rollout.prompts.examples[row // rollout.group_size]
-                line = {
-                    "key": example.key,
-                    "prompt": example.prompt,
-                    "completion": text,
-                    "reward": score.reward,
-                    "correct": score.correct,
-                    "verdict": score.verdict,
-                    "nfe": nfe,
-                    "length": length,
-                }
-                file.write(json.dumps(line) + "\n")
+        try:
+            folder.mkdir(exist_ok=True)
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / f"step_{step:06d}.jsonl").write_text(text, encoding="utf-8")
+        except OSError as error:  # a full disk
+            log.warning("the completions of step %d are not written: %s", step, error)
 
     def evaluation(self, name: str, result: EvalResult, step: int) -> None:
         if self.engine.is_main:

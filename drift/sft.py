@@ -18,7 +18,7 @@ from drift.cli import run_command
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
 from drift.engine import Engine
-from drift.errors import DataError
+from drift.errors import ConfigError, DataError
 from drift.evaluation import evaluate, load_problems
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
@@ -110,7 +110,9 @@ def run(config: SFTConfig) -> None:
     examples = {split: task.examples(split) for split in Split}
     check_overlap(task, examples, config.data.max_overlap)
     engine = Engine(config.cluster, config.model.dtype)
-    policy = load_model(config.model, device=engine.device, trained=True)
+    if engine.num_ranks > 1 or engine.stage:
+        raise ConfigError("drift.sft runs in one process; set cluster.zero_stage=0")
+    policy = load_model(config.model, device=engine.device, trained=engine.partition)
     problems = load_problems(policy, examples[Split.validation], Split.validation, config)
     data = demonstrations(policy, task, examples[Split.train], config)
     engine.prepare(policy, config.optim, config.num_steps)

@@ -1,19 +1,22 @@
 """RL from verifiable rewards: `python -m drift.train [overrides]`."""
 
 import fcntl
+import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
-from drift.config import RunConfig, Split
-from drift.errors import CheckpointError, ConfigError
+from drift.config import Dtype, RunConfig, Split
+from drift.errors import CheckpointError, ConfigError, PreemptedError
+from drift.launch import in_ranks
 
 if TYPE_CHECKING:
+    from drift.engine import Engine
     from drift.trainer import Trainer
 
 log = logging.getLogger("drift")
@@ -37,7 +40,7 @@ def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
             log.warning("resumed with %s=%s, was %s", key, now.get(key), before.get(key))
 
 
-def checkpoint_to_resume(config: RunConfig) -> Resumed | None:
+def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none.
 
     Raises:
@@ -55,13 +58,13 @@ def checkpoint_to_resume(config: RunConfig) -> Resumed | None:
             )
         return None
     if config.resume == "auto":
-        return checkpointing.newest(own)
+        return checkpointing.newest(own, engine)
     folder = Path(config.resume)
     if not folder.is_dir():
         raise CheckpointError(
             f"resume={config.resume} is not a folder; use auto, never or a checkpoint's folder"
         )
-    return folder, checkpointing.check(folder)
+    return folder, checkpointing.check(folder, engine)
 
 
 @contextmanager
@@ -82,17 +85,19 @@ def sole_user(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
-def build(config: RunConfig, resumed: Resumed | None) -> tuple["Trainer", Overlap]:
+def build(
+    config: RunConfig, engine: "Engine", resumed: Resumed | None
+) -> tuple["Trainer", Overlap]:
     """Everything a run needs, the quick checks first; writes nothing.
 
     Returns:
         The trainer, and what `contamination.check_overlap` found.
     """
+    from drift import checkpointing
     from drift.contamination import check_overlap
-    from drift.engine import Engine
     from drift.evaluation import load_problems
     from drift.policy import lora
-    from drift.policy.loading import find_checkpoint, load_model
+    from drift.policy.loading import find_checkpoint, load_model, torch_dtype
     from drift.report import Report
     from drift.tasks import build_task
     from drift.tracking import Tracker
@@ -103,10 +108,10 @@ def build(config: RunConfig, resumed: Resumed | None) -> tuple["Trainer", Overla
     task = build_task(config.task, config.data.on_error)
     examples = {split: task.examples(split) for split in Split}
     overlap = check_overlap(task, examples, config.data.max_overlap)
-    engine = Engine(config.cluster, model.dtype)
+    engine.share(config.rollout.prompts_per_step, "rollout.prompts_per_step")
 
     path = str(resumed[0] / "policy") if resumed else None
-    policy = load_model(model, device=engine.device, path=path, trained=True)
+    policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
     if model.lora.rank and policy.adapter is None:
         lora.attach_new(policy, model.lora, model.path)
     reference = None
@@ -116,6 +121,9 @@ def build(config: RunConfig, resumed: Resumed | None) -> tuple["Trainer", Overla
             reference = load_model(model, device=engine.device).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
+    if engine.partition.dtype != torch_dtype(Dtype.float32):
+        folder = find_checkpoint(path or model.path, model.revision)
+        checkpointing.restore_master_weights(folder, engine, policy)
     tracker = Tracker(config.tracking, Path(config.output_dir))
     trainer = Trainer(
         config, engine=engine, policy=policy, reference=reference, task=task, problems=problems,
@@ -129,15 +137,42 @@ def build(config: RunConfig, resumed: Resumed | None) -> tuple["Trainer", Overla
 
 def run(config: RunConfig) -> None:
     """Train, or go on where the run folder's newest checkpoint is."""
-    with sole_user(Path(config.output_dir)):
-        resumed = checkpoint_to_resume(config)
-        trainer, overlap = build(config, resumed)
+    from drift.engine import Engine
+
+    engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
+    config.output_dir = engine.agree(config.output_dir)
+    engine.assert_same("their settings", digest(config))
+    with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
+        resumed = checkpoint_to_resume(config, engine)
+        trainer, overlap = build(config, engine, resumed)
+        engine.assert_same("their data", digest({s: p.ids for s, p in trainer.problems.items()}))
         if trainer.finished:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
             return
-        start(config, trainer, overlap, resumed)
+        engine.watchdog.start()
+        if engine.num_ranks > 1:
+            log.info("%s", place_line(config, engine))
+        if engine.is_main:
+            start(config, trainer, overlap, resumed)
+        engine.barrier()
         follow(trainer)
+    engine.close()
+
+
+def digest(value: object) -> str:
+    """A few letters that differ where the values do."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+
+
+def place_line(config: RunConfig, engine: "Engine") -> str:
+    """`8 ranks (torchrun), ZeRO-3: each completes 4 of 32 prompts, 8 times`"""
+    prompts, size = config.rollout.prompts_per_step, config.rollout.group_size
+    kind = f"ZeRO-{engine.stage}" if engine.stage else "whole weights on each"
+    return (
+        f"{engine.num_ranks} ranks (started by {engine.place.started_by}), {kind}: each completes "
+        f"{prompts // engine.num_ranks} of {prompts} prompts, {size} times"
+    )
 
 
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
@@ -179,10 +214,16 @@ def follow(trainer: "Trainer") -> None:
         trainer.fit()
     except BaseException as error:
         status = "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+        if isinstance(error, PreemptedError):
+            status = "preempted"
+        if not trainer.engine.is_main:
+            raise
         report.summarize(trainer.progress, status, f"{type(error).__name__}: {error}")
         tracker.log_files([report.folder / "summary.json"])
-        tracker.finish(status.upper())
+        tracker.finish("KILLED" if status == "preempted" else status.upper())
         raise
+    if not trainer.engine.is_main:
+        return
     report.summarize(trainer.progress, "finished")
     tracker.log_table("samples", report.samples_table())
     tracker.log_files([report.folder / "summary.json", report.folder / "metrics.jsonl"])
@@ -191,4 +232,4 @@ def follow(trainer: "Trainer") -> None:
 
 
 if __name__ == "__main__":
-    run_command("train", run)
+    run_command("train", in_ranks("train", run))

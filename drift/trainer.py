@@ -1,5 +1,6 @@
 """The RL loop. `Trainer.step` is the algorithm; the rest is when to evaluate, save and report."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,24 +15,43 @@ from drift import checkpointing, rng
 from drift.advantage import estimate
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.engine import Engine
-from drift.errors import CheckpointError
+from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import EvalResult, Problems, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
-from drift.policy.replica import Replica
+from drift.policy.replica import Gathered, Replica
+from drift.preemption import Notice
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
 from drift.types import PromptBatch, Rollout, StepReport
 from drift.update import update
 
+log = logging.getLogger("drift")
+
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
     """The order of the training problems in one epoch."""
     return rng.permutation(rng.stream(seed, "order", epoch), size)
+
+
+def sampler_of(policy: Policy, config: RunConfig) -> Policy:
+    """Whose weights decode: `rollout.weights`."""
+    weights, dtype = config.rollout.weights, torch_dtype(config.model.dtype)
+    if weights == RolloutWeights.auto:
+        weights = RolloutWeights.replica if policy.split else RolloutWeights.shared
+    if weights == RolloutWeights.shared:
+        if policy.split:
+            raise ConfigError(
+                "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
+            )
+        return policy
+    if weights == RolloutWeights.gather and not policy.split:
+        raise ConfigError("rollout.weights=gather is for cluster.zero_stage=3; use shared")
+    return (Replica if weights == RolloutWeights.replica else Gathered)(policy, dtype)
 
 
 class Trainer:
@@ -52,15 +72,14 @@ class Trainer:
         self.engine = engine
         self.policy = policy
         self.reference = reference
-        self.sampler = policy
-        if config.rollout.weights == RolloutWeights.replica:
-            self.sampler = Replica(policy, torch_dtype(config.model.dtype))
+        self.sampler = sampler_of(policy, config)
         self.task = task
         self.problems = problems
         self.report = report
         self.progress = Progress()
         self.checkpoints = Path(config.output_dir) / "checkpoints"
         self.counted_at = time.perf_counter()
+        self.saved_step = -1  # of the newest checkpoint
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -90,25 +109,28 @@ class Trainer:
         return rollout, StepReport(metrics=metrics | report.metrics)
 
     def prompts(self, step: int) -> PromptBatch:
-        """The prompts of a step: the next ones in the epoch's random order."""
+        """This rank's prompts of a step: the next ones in the epoch's random order."""
         train, count = self.problems[Split.train], self.config.rollout.prompts_per_step
         chosen: list[int] = []
         for position in range(step * count, (step + 1) * count):
             epoch, place = divmod(position, len(train.ids))
             chosen.append(epoch_order(self.config.seed, epoch, len(train.ids))[place])
+        mine = self.engine.share(count, "rollout.prompts_per_step")
         return PromptBatch(
-            examples=[train.examples[i] for i in chosen],
-            ids=[train.ids[i] for i in chosen],
-            first_prompt=0,
+            examples=[train.examples[i] for i in chosen[mine]],
+            ids=[train.ids[i] for i in chosen[mine]],
+            first_prompt=mine.start,
         )
 
     def rewards(self, rollout: Rollout) -> torch.Tensor:
-        """[B] float32; shuffled over the whole step for the control run that must not learn."""
-        rewards_B = torch.tensor([score.reward for score in rollout.scores])
+        """[B] float32; shuffled over all ranks for the control run, which must not learn."""
+        rewards = [score.reward for score in rollout.scores]
         if self.config.objective.reward_control == RewardControl.shuffle:
             key = rng.stream(self.config.seed, "shuffle", self.progress.step)
-            rewards_B = rewards_B[rng.permutation(key, len(rewards_B))]
-        return rewards_B.to(self.engine.device)
+            everyone = self.engine.gather(rewards)
+            order = rng.permutation(key, len(everyone))
+            rewards = [everyone[order[row]] for row in rollout.rows_B.tolist()]
+        return torch.tensor(rewards, device=self.engine.device)
 
     @property
     def finished(self) -> bool:
@@ -117,7 +139,15 @@ class Trainer:
         return last is not None and last["step"] == self.config.num_steps
 
     def fit(self) -> None:
-        """Evaluate, train, evaluate; save along the way."""
+        """Evaluate, train, evaluate; save along the way, and when a signal ends the run.
+
+        Raises:
+            PreemptedError: the signal came; the run is saved.
+        """
+        with Notice() as notice:
+            self.follow_schedule(notice)
+
+    def follow_schedule(self, notice: Notice) -> None:
         config, progress = self.config, self.progress
         self.counted_at = time.perf_counter()
         if "first" not in progress.evals:
@@ -127,6 +157,7 @@ class Trainer:
         with self.report.progress_bar(progress.step, config.num_steps):
             before = dict(progress.phase_s)
             while progress.step < config.num_steps:
+                self.obey(notice)
                 rollout, report = self.step()
                 progress.step += 1
                 metrics = report.metrics | self.evaluate_if_due()
@@ -136,6 +167,16 @@ class Trainer:
                 # first the line, then the checkpoint: a resumed run drops lines, never lacks one
                 self.report.step(progress.step, metrics, rollout)
                 self.save_if_due()
+
+    def obey(self, notice: Notice) -> None:
+        """Save and leave if any rank was sent a signal."""
+        self.engine.assert_same("the step that comes next", self.progress.step)
+        signum = int(self.engine.max(notice.signum))
+        if signum:
+            if self.saved_step != self.progress.step:
+                self.save()
+            folder = self.config.output_dir
+            notice.obey(signum, self.engine.rank, f"go on with hydra.run.dir={folder}")
 
     def evaluate_if_due(self) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
@@ -172,20 +213,27 @@ class Trainer:
         return result
 
     def save(self) -> None:
-        """A checkpoint of this step, and the summary so far."""
+        """A checkpoint of this step, and the summary so far; a full disk costs no more than it."""
         progress, keep = self.progress, self.config.checkpoint.keep
         with self.phase("checkpoint"):
             self.count_wall_time()
-            path = checkpointing.save(
-                self.checkpoints, progress.step, self.engine, self.policy, asdict(progress)
-            )
-            checkpointing.prune(self.checkpoints, keep, progress.best_step)
+            try:
+                path = checkpointing.save(
+                    self.checkpoints, progress.step, self.engine, self.policy, asdict(progress)
+                )
+            except CheckpointError as error:
+                log.warning("step %d has no checkpoint, the run goes on: %s", progress.step, error)
+                return
+            if self.engine.is_main:
+                checkpointing.prune(self.checkpoints, keep, progress.best_step)
+        self.saved_step = progress.step
         self.report.checkpoint = str(path)
         self.report.summarize(progress, "running")
 
     def resume(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint whose policy is already loaded."""
-        self.engine.load_state(folder)
+        checkpointing.restore(folder, state, self.engine)
+        self.saved_step = int(state["step"])
         try:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
@@ -206,10 +254,12 @@ class Trainer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a phase of the run."""
+        """Add the time of a block to a phase of the run; tell the watchdog."""
         started = time.perf_counter()
+        self.engine.watchdog.enter(self.progress.step + 1, name)
         try:
             yield
         finally:
             self.engine.synchronize()
+            self.engine.watchdog.enter(self.progress.step + 1, f"after {name}")
             self.progress.phase_s[name] += time.perf_counter() - started

@@ -8,7 +8,7 @@ from torch import Tensor
 from drift.config import Importance, RunConfig
 from drift.engine import Engine
 from drift.gap import importance_weights
-from drift.likelihood import MicroBatch, micro_batches, score, token_logps
+from drift.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
 from drift.objective import ScoredTokens, policy_objective, token_weights
 from drift.policy.base import Policy
 from drift.policy.lora import adapter_off
@@ -62,19 +62,23 @@ def prepare(
 
     def cut(wanted_KBC: Tensor) -> list[MicroBatch]:
         rows = config.optim.rows_per_forward
-        return micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, rows)
+        batches = micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, rows)
+        pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
+        return batches
 
     old = None
     corrected = config.objective.importance == Importance.truncated
-    if config.objective.num_updates > 1 or corrected or bool(views.candidate_KBC.any()):
+    candidates = engine.max(float(views.candidate_KBC.any()))
+    if config.objective.num_updates > 1 or corrected or candidates:
         wanted_KBC = views.scored_KBC | views.candidate_KBC
         old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
     scored_KBC = settle_scored(views, old)
     batches = cut(scored_KBC)
     frozen = None
     if reference is not None:
+        model = engine.model if reference is policy else reference
         with engine.autocast(), adapter_off(reference):
-            frozen = token_logps(reference, batches, shape, temperature)
+            frozen = token_logps(model, batches, shape, temperature)
     num_rows = float(scored_KBC.any(dim=2).any(dim=0).sum())
     counts = engine.sum({"rows": num_rows, "tokens": float(scored_KBC.sum())})
     num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
@@ -92,20 +96,21 @@ def accumulate(
     """Add up the gradient of every micro-batch; returns this rank's sums of what is logged."""
     total: defaultdict[str, float] = defaultdict(float)
     assert engine.model is not None
-    for batch in work.batches:
-        logp_N, entropy_N = score(engine.model, batch, rollout.temperature)
-        tokens = ScoredTokens(
-            logp_N=logp_N,
-            entropy_N=entropy_N,
-            old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
-            reference_logp_N=(
-                None if work.reference is None else batch.pick(work.reference.logp_KBC)
-            ),
-            advantage_N=advantages.values_B[batch.batch_N],
-            weight_N=batch.pick(work.weight_KBC),
-        )
-        output = policy_objective(tokens, config.objective)
-        engine.backward(output.loss)
+    for i, batch in enumerate(work.batches):
+        with engine.micro_batch(last=i == len(work.batches) - 1):
+            logp_N, entropy_N = score(engine.model, batch, rollout.temperature)
+            tokens = ScoredTokens(
+                logp_N=logp_N,
+                entropy_N=entropy_N,
+                old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
+                reference_logp_N=(
+                    None if work.reference is None else batch.pick(work.reference.logp_KBC)
+                ),
+                advantage_N=advantages.values_B[batch.batch_N],
+                weight_N=batch.pick(work.weight_KBC),
+            )
+            output = policy_objective(tokens, config.objective)
+            engine.backward(output.loss)
         for name, value in output.sums.items():
             total[name] += float(value)
     return total

@@ -11,7 +11,7 @@ from drift.errors import ConfigError
 from drift.policy import lora
 from drift.policy.backbone import Cache
 from drift.policy.base import Policy
-from drift.policy.loading import load_model
+from drift.policy.loading import WHOLE, load_model
 from drift.policy.replica import Replica
 from tests.conftest import Run, make_policy
 
@@ -103,12 +103,12 @@ def test_a_bfloat16_base_has_a_float32_adapter_and_the_same_fingerprint() -> Non
         name="tiny", family=make_policy().family.name, path="data/tiny-countdown",  # type: ignore[arg-type]
         dtype=Dtype.bfloat16, lr=1.0, lora=LoraConfig(rank=2),
     )  # fmt: skip
-    policy = load_model(config, device="cpu", trained=True)
+    policy = load_model(config, device="cpu", trained=WHOLE)
     lora.attach_new(policy, config.lora, config.path)
     assert policy.backbone.embed.weight.dtype == torch.bfloat16
     assert {f.dtype for f in lora.factors(policy).values()} == {torch.float32}
     whole = load_model(ModelConfig(
         name="tiny", family=config.family, path=config.path, dtype=Dtype.bfloat16, lr=1.0,
-    ), device="cpu", trained=True)  # fmt: skip
+    ), device="cpu", trained=WHOLE)  # fmt: skip
     assert whole.backbone.embed.weight.dtype == torch.float32
     assert lora.fingerprint(whole) == lora.fingerprint(policy)

@@ -76,6 +76,7 @@ class Policy(nn.Module):
         self.raw_config = raw_config or {}
         self._tokenizer = tokenizer
         self.adapter: Adapter | None = None  # set by drift.policy.lora
+        self.split = False  # ZeRO-3: each rank holds a part of each weight
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +87,9 @@ class Policy(nn.Module):
         if self._tokenizer is None:
             raise CheckpointError("this checkpoint has no tokenizer.json; it can only make logits")
         return self._tokenizer
+
+    def settle(self) -> None:
+        """A decode is done; a sampler whose ranks work in step waits here for the others."""
 
     def source(self, positions: Tensor) -> Tensor:
         """The row of the network that speaks of each position.
@@ -155,7 +159,8 @@ class Policy(nn.Module):
         count_M = torch.bincount(row_N, minlength=len(ids_MS))
         first_M = count_M.cumsum(0) - count_M
         slot_N = torch.arange(len(row_N), device=row_N.device) - first_M[row_N]
-        positions_MQ = position_N.new_zeros(len(ids_MS), int(count_M.max()))
+        # one column at least: an empty micro-batch goes all the way too, for ZeRO-3's sake
+        positions_MQ = position_N.new_zeros(len(ids_MS), max(1, int(count_M.max())))
         positions_MQ[row_N, slot_N] = position_N
         hidden_ND = self.hidden_at(ids_MS, lengths_M, positions_MQ)[row_N, slot_N]
         parts = [

@@ -4,16 +4,15 @@ Loading is strict: a tensor that is missing, extra or of another shape is an err
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -25,8 +24,18 @@ from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Family, Policy, SpecialIds
 from drift.policy.dream import DREAM
 from drift.policy.llada import LLADA
+from drift.policy.shards import (
+    MAX_SHARD_SIZE,
+    Shape,
+    open_shard,
+    read_json as read_json,
+    shard_of_tensor,
+    write_shards,
+)
+from drift.zero import gathered
 
 ZeroConfig = dict[str, Any] | None
+Stored = tuple[str, str, Callable[[], Tensor]]  # our name, its dtype in the file, what reads it
 FAMILIES = {family.name: family for family in (LLADA, DREAM)}
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
@@ -61,18 +70,6 @@ def policy_folder(checkpoint: str) -> str:
     """A policy's path: a checkpoint of a run holds it in `policy/`."""
     inner = Path(checkpoint) / "policy"
     return str(inner) if inner.is_dir() else checkpoint
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}: not a checkpoint") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
 
 
 def detect_family(raw: dict[str, Any], folder: Path) -> Family:
@@ -132,35 +129,6 @@ def special_ids(
     return SpecialIds(mask=mask, pad=stop_ids[0] if pad is None else pad, stop=stop_ids)
 
 
-def shard_of_tensor(folder: Path) -> dict[str, Path]:
-    """Official tensor name -> the safetensors file that holds it.
-
-    Raises:
-        CheckpointError: no weights, a shard is missing, or a file is truncated.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map")
-        for shard in sorted(set(weight_map.values())):
-            if not (folder / shard).exists():
-                raise CheckpointError(f"{folder} lacks the shard {shard} that its index names")
-        return {name: folder / shard for name, shard in weight_map.items()}
-    single = folder / "model.safetensors"
-    if not single.exists():
-        raise CheckpointError(f"{folder} has no model.safetensors and no index of shards")
-    with open_shard(single) as tensors:
-        return dict.fromkeys(tensors.keys(), single)
-
-
-def open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or damaged: {error}") from None
-
-
 def build(config: BackboneConfig, dtype: torch.dtype, device: Any, zero: ZeroConfig) -> Backbone:
     """A backbone without weights: whole, or under ZeRO-3 only this rank's part of each tensor."""
     if zero is not None:
@@ -176,30 +144,20 @@ def build(config: BackboneConfig, dtype: torch.dtype, device: Any, zero: ZeroCon
     return backbone
 
 
-@contextmanager
-def whole(parameter: Tensor, zero: ZeroConfig) -> Iterator[bool]:
-    """The whole tensor inside the block; yields whether this rank is the one to write it."""
-    if zero is None:
-        yield True
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        yield torch.distributed.get_rank() == 0
+def shapes_of(config: BackboneConfig) -> dict[str, Shape]:
+    """Of every weight by our name; a partitioned parameter does not know its own."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Backbone(config).named_parameters()}
 
 
-@torch.no_grad()
-def copy_weights(backbone: Backbone, family: Family, folder: Path, zero: ZeroConfig = None) -> None:
-    """Stream a checkpoint into a backbone, one tensor at a time, strictly.
+def stored_weights(config: BackboneConfig, family: Family, folder: Path) -> Iterator[Stored]:
+    """The tensors of a checkpoint file by file, none missing, none extra, each of its shape.
 
-    Under ZeRO-3 the first rank reads and each tensor is spread as it comes: no rank ever holds more
-    than its part and one tensor.
+    Raises:
+        CheckpointError: names the tensor that does not fit.
     """
-    shards = shard_of_tensor(folder)
-    names = family.official_names(backbone.config)
-    parameters = dict(backbone.named_parameters())
-    with torch.device("meta"):  # a partitioned parameter does not know its shape
-        shapes = {k: list(p.shape) for k, p in Backbone(backbone.config).named_parameters()}
+    shards, shapes = shard_of_tensor(folder), shapes_of(config)
+    names = family.official_names(config)
     missing = sorted(set(names.values()) - shards.keys())
     extra = sorted(shards.keys() - set(names.values()))
     for problem, tensors in (("lacks", missing), ("has unknown", extra)):
@@ -212,17 +170,30 @@ def copy_weights(backbone: Backbone, family: Family, folder: Path, zero: ZeroCon
             if absent:
                 raise CheckpointError(f"{shard} lacks tensor {min(absent)} that its index names")
             for ours, official in names.items():
-                if shards[official] != shard:
-                    continue
-                check_shape(shapes[ours], tensors.get_slice(official).get_shape(), official, shard)
-                with whole(parameters[ours], zero) as writes:
-                    if writes:
-                        parameters[ours].copy_(tensors.get_tensor(official))
+                if shards[official] == shard:
+                    found = tensors.get_slice(official)
+                    check_shape(shapes[ours], found.get_shape(), official, shard)
+                    yield ours, found.get_dtype(), partial(tensors.get_tensor, official)
 
 
-def check_shape(wanted: list[int], found: list[int], name: str, shard: Path) -> None:
-    if wanted != found:
-        raise CheckpointError(f"{shard}: {name} is {found}, its config.json wants {wanted}")
+@torch.no_grad()
+def copy_weights(policy: Policy, folder: Path) -> None:
+    """Stream a checkpoint into a policy, one tensor at a time, strictly.
+
+    Under ZeRO-3 the first rank reads and each tensor is spread as it comes: no rank ever holds more
+    than its part and one tensor.
+    """
+    parameters = dict(policy.backbone.named_parameters())
+    writes = not policy.split or torch.distributed.get_rank() == 0
+    for name, _, read in stored_weights(policy.backbone.config, policy.family, folder):
+        with gathered([parameters[name]], policy.split, writer=0):
+            if writes:
+                parameters[name].copy_(read())
+
+
+def check_shape(wanted: Shape, found: list[int], name: str, shard: Path) -> None:
+    if list(wanted) != found:
+        raise CheckpointError(f"{shard}: {name} is {found}, its config.json wants {list(wanted)}")
 
 
 def load_policy(
@@ -279,8 +250,21 @@ def load_policy(
             f"{config.vocab_size}"
         )
     backbone = build(config, dtype, device, zero)
-    copy_weights(backbone, found, folder, zero)
-    return Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
+    policy = Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
+    policy.split = zero is not None
+    copy_weights(policy, folder)
+    return policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """How a policy is held that is trained: Partition(dtype=torch.float32, zero=None)."""
+
+    dtype: torch.dtype  # of what the optimizer changes
+    zero: ZeroConfig  # as `load_policy` takes it
+
+
+WHOLE = Partition(dtype=torch.float32, zero=None)  # by a process alone
 
 
 def load_model(
@@ -288,7 +272,7 @@ def load_model(
     *,
     device: torch.device | str,
     path: str | None = None,
-    trained: bool = False,
+    trained: Partition | None = None,
 ) -> Policy:
     """The policy that a `model` config asks for.
 
@@ -296,19 +280,20 @@ def load_model(
         config: path, family, revision, dtype, attention, gradient checkpointing.
         device: of the weights.
         path: instead of the config's own, for example a checkpoint of a run, of any family.
-        trained: keep in float32 what the optimizer changes: without LoRA every weight, with it
-            the adapter alone. Otherwise everything is in `config.dtype`.
+        trained: how to hold what the optimizer changes: without LoRA every weight, with it the
+            adapter alone. The rest is in `config.dtype`.
     """
     on_cpu = torch.device(device).type == "cpu"
     if trained and on_cpu and config.attention == AttentionBackend.flex_attention:
         raise ConfigError("model.attention=flex_attention has no backward pass on a CPU; use sdpa")
-    whole = trained and not config.lora.rank
+    every_weight = trained is not None and not config.lora.rank
     policy = load_policy(
         config.path if path is None else path,
         family=config.family if path is None else None,
         revision=config.revision,
-        dtype=torch.float32 if whole else torch_dtype(config.dtype),
+        dtype=trained.dtype if trained and every_weight else torch_dtype(config.dtype),
         device=device,
+        zero=trained.zero if trained else None,
     )
     policy.backbone.attention = config.attention
     BACKENDS[config.attention](None, 1)  # its error now, not after the first batch
@@ -316,24 +301,43 @@ def load_model(
     return policy
 
 
-def save_policy(policy: Policy, folder: Path, max_shard_size: int | str = "5GB") -> None:
+def save_policy(
+    policy: Policy,
+    folder: Path,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    *,
+    fetch: Callable[[str], Tensor] | None = None,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> None:
     """Write a policy in its family's official format, a LoRA adapter merged into the weights.
 
     Args:
         policy: what to save.
         folder: created when missing.
         max_shard_size: bytes of one file; more than that makes several and an index.
+        fetch: the float32 weight of our name, a collective where ranks share the work; None: the
+            policy's own.
+        rank, num_ranks: of this process; the first writes all but its share of the weights too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = lora.merged_weights(policy)
-    names = policy.family.official_names(policy.backbone.config)
-    tensors = {official: state[ours].contiguous().cpu() for ours, official in names.items()}
-    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    for name, keys in shards.filename_to_tensors.items():
-        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config = policy.backbone.config
+    ours = {official: name for name, official in policy.family.official_names(config).items()}
+    shapes, dtype = shapes_of(config), torch.float32
+    if fetch is None:
+        state = lora.merged_weights(policy)
+        fetch, dtype = state.__getitem__, state["embed.weight"].dtype
+    write_shards(
+        folder, "model", {official: shapes[name] for official, name in ours.items()}, dtype,
+        lambda official: fetch(ours[official]),
+        max_shard_size=max_shard_size, rank=rank, num_ranks=num_ranks,
+    )  # fmt: skip
+    if rank == 0:
+        save_settings(policy, folder)
+
+
+def save_settings(policy: Policy, folder: Path) -> None:
+    """Write config.json and the tokenizer."""
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
     raw["model_type"] = policy.family.model_type
     special = policy.special

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from drift.config import LoraConfig as LoraSettings
 from drift.errors import CheckpointError
 from drift.policy.base import Policy
+from drift.zero import gathered
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -40,7 +41,9 @@ def fingerprint(policy: Policy) -> str:
 
     Of its bfloat16 form, so that a base loaded in another precision is still the same base.
     """
-    embed = policy.backbone.embed.weight.detach().to("cpu", torch.bfloat16).contiguous()
+    weight = policy.backbone.embed.weight
+    with gathered([weight], policy.split):
+        embed = weight.detach().to("cpu", torch.bfloat16).contiguous()
     return hashlib.sha256(embed.view(torch.int16).numpy().tobytes()).hexdigest()
 
 
@@ -128,12 +131,19 @@ def factors(policy: Policy) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
-    """Write the adapter alone: peft can load it onto the official model."""
+def save_adapter(policy: Policy, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Write the adapter alone: peft can load it onto the official model.
+
+    Args:
+        policy: has one.
+        folder: created when missing.
+        tensors: the factors by their names in peft's file; None: the policy's own.
+    """
     adapter = policy.adapter
     assert adapter is not None
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in factors(policy).items()}
+    tensors = factors(policy) if tensors is None else tensors
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     official = official_modules(policy)
     config: dict[str, Any] = {
@@ -146,6 +156,14 @@ def save_adapter(policy: Policy, folder: Path) -> None:
         "drift_base_sha256": adapter.base_sha256,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_factors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises its own and OSError
+        raise CheckpointError(f"{folder}/{WEIGHTS} is missing or damaged: {error}") from None
 
 
 @torch.no_grad()
@@ -170,11 +188,7 @@ def load_adapter(policy: Policy, folder: Path, config: dict[str, Any]) -> None:
             f"the adapter {folder} was trained on other weights than {adapter.base} holds"
         )
     attach(policy, adapter)
-    try:
-        saved = load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises its own and OSError
-        raise CheckpointError(f"{folder}/{WEIGHTS} is missing or damaged: {error}") from None
-    wanted = factors(policy)
+    saved, wanted = read_factors(folder), factors(policy)
     for name in sorted(wanted.keys() | saved.keys()):
         if name not in wanted or name not in saved or wanted[name].shape != saved[name].shape:
             raise CheckpointError(f"{folder}/{WEIGHTS}: tensor {name} does not fit the base")
@@ -182,18 +196,26 @@ def load_adapter(policy: Policy, folder: Path, config: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def merged_weights(policy: Policy) -> dict[str, Tensor]:
-    """The backbone's state dict with the adapter, if there is one, added into the weights."""
+def merged_weights(policy: Policy, part: str = "") -> dict[str, Tensor]:
+    """The weights of the backbone, or of one of its modules, an adapter added into them.
+
+    Args:
+        policy: where its weights are split over ranks, those of `part` are gathered.
+        part: a module's name, for example `blocks.3`; empty: all.
+
+    Returns:
+        Our name -> tensor.
+    """
     adapted = layers(policy)
+    module = policy.backbone.get_submodule(part)
     state: dict[str, Tensor] = {}
-    for name, tensor in policy.backbone.state_dict().items():
-        module = name.rpartition(".")[0].removesuffix(".base_layer")
+    for name, tensor in module.state_dict(prefix=f"{part}." if part else "").items():
+        layer_name = name.rpartition(".")[0].removesuffix(".base_layer")
         if ".lora_" in name:
             continue
-        plain = name.replace(".base_layer.", ".")
-        if module in adapted and name.endswith("base_layer.weight"):
-            layer: Any = adapted[module]
+        if layer_name in adapted and name.endswith("base_layer.weight"):
+            layer: Any = adapted[layer_name]
             update = layer.get_delta_weight(NAME)
             tensor = (tensor.float() + update.float()).to(tensor.dtype)
-        state[plain] = tensor
+        state[name.replace(".base_layer.", ".")] = tensor
     return state

@@ -1,35 +1,100 @@
-"""The sampler's own copy of a policy, in the precision of rollouts, refreshed in place."""
+"""The sampler's own weights, in the precision of rollouts, taken from those that are trained."""
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from drift.policy import lora
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy
+from drift.zero import gathered
+
+
+def parts(backbone: Backbone) -> list[str]:
+    """The modules that are copied one after another: no more than one is gathered at a time."""
+    blocks = [f"blocks.{i}" for i in range(backbone.config.num_layers)]
+    return ["embed", *blocks, "norm", *([] if backbone.config.tie_head else ["head"])]
 
 
 class Replica(Policy):
     """A frozen copy of `source`; a LoRA adapter is merged into its weights.
 
     It rounds to `dtype` once at each refresh, where the training weights under autocast round at
-    each forward; and what it computes is not wrapped by a training engine.
+    each forward; and what it computes is not wrapped by a training engine. Where ZeRO-3 splits the
+    weights, every rank has a whole copy.
     """
 
-    def __init__(self, source: Policy, dtype: torch.dtype):
+    def __init__(self, trained: Policy, dtype: torch.dtype):
         with torch.device("meta"):
-            backbone = Backbone(source.backbone.config)
-        backbone = backbone.to(dtype).to_empty(device=source.device).requires_grad_(False)
-        if source.backbone.config.tie_head:
+            backbone = Backbone(trained.backbone.config).to(dtype)
+        self.fill(backbone, trained.device)
+        if trained.backbone.config.tie_head:
             backbone.head.weight = backbone.embed.weight
-        backbone.attention = source.backbone.attention
+        backbone.attention = trained.backbone.attention
         super().__init__(
-            backbone, source.family, source.special,
-            raw_config=source.raw_config, tokenizer=source._tokenizer,
+            backbone.requires_grad_(False), trained.family, trained.special,
+            raw_config=trained.raw_config, tokenizer=trained._tokenizer,
         )  # fmt: skip
-        self.refresh(source)
+        self.refresh(trained)
+
+    def fill(self, backbone: Backbone, device: torch.device) -> None:
+        """Give a backbone memory."""
+        backbone.to_empty(device=device)
+
+    def refresh(self, trained: Policy) -> None:
+        """Take over the weights of `trained`, in place; a collective where they are split."""
+        for part in parts(self.backbone):
+            self.copy(trained, part)
 
     @torch.no_grad()
-    def refresh(self, source: Policy) -> None:
-        """Take over the weights of `source`, in place."""
-        weights = lora.merged_weights(source)
-        for name, parameter in self.backbone.named_parameters():
-            parameter.copy_(weights[name])
+    def copy(self, trained: Policy, part: str) -> None:
+        weights = trained.backbone.get_submodule(part).parameters()
+        with gathered(weights, trained.split):
+            merged = lora.merged_weights(trained, part)
+            for name, parameter in self.backbone.get_submodule(part).named_parameters():
+                parameter.copy_(merged[f"{part}.{name}"])
+
+
+class Gathered(Replica):
+    """A sampler that holds the weights of one block; each block's are gathered when it runs.
+
+    For ZeRO-3 where a whole copy does not fit. The ranks gather together, so they take their
+    network evaluations in step: one that has nothing left to decode goes on gathering until all are
+    done (`settle`).
+    """
+
+    def __init__(self, trained: Policy, dtype: torch.dtype):
+        super().__init__(trained, dtype)
+        self.trained = (trained,)  # in a tuple: it is no module of this one
+        self.turn = 0  # the block that runs next
+        # every way through a block begins with its first norm
+        norm = self.backbone.blocks[0].get_submodule("attn_norm")
+        norm.register_forward_pre_hook(lambda *_: self.bring())
+
+    def fill(self, backbone: Backbone, device: torch.device) -> None:
+        for i in range(1, len(backbone.blocks)):
+            backbone.blocks[i] = backbone.blocks[0]
+        backbone.to_empty(device=device)
+
+    def refresh(self, trained: Policy) -> None:
+        for part in parts(self.backbone):
+            if not part.startswith("blocks."):
+                self.copy(trained, part)
+
+    def bring(self) -> None:
+        """Fill the one block with the weights of the block that runs now."""
+        if self.turn == 0:
+            self.num_running(1)
+        self.copy(*self.trained, f"blocks.{self.turn}")
+        self.turn = (self.turn + 1) % self.backbone.config.num_layers
+
+    def num_running(self, me: int) -> int:
+        """How many ranks make a network evaluation now."""
+        count: Tensor = torch.tensor(me, device=self.device)
+        dist.all_reduce(count)
+        return int(count)
+
+    def settle(self) -> None:
+        while self.num_running(0):
+            for i in range(self.backbone.config.num_layers):
+                self.copy(*self.trained, f"blocks.{i}")

@@ -1,0 +1,52 @@
+"""Signals that announce the end of a job: noted when they come, obeyed at the end of a step."""
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from drift.errors import PreemptedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job
+
+
+class Notice:
+    """Listens inside a `with` block; `signum` is the last signal that came, 0 if none did."""
+
+    signum: int = 0
+
+    def __enter__(self) -> "Notice":
+        self.before: dict[int, Any] = {s: signal.signal(s, self.note) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+
+    def obey(self, signum: int, rank: int, resume: str) -> None:
+        """Leave, after the checkpoint; under submitit do what its own handler does instead.
+
+        Its handler of USR2 requeues the job and ends the first rank, SLURM then ends the others;
+        its handler of TERM does nothing, and the run goes on until it is killed.
+
+        Args:
+            signum: what any rank was sent.
+            rank: of this process.
+            resume: how to go on.
+
+        Raises:
+            PreemptedError: nobody else decides.
+        """
+        handler = self.before[signum]
+        name = signal.Signals(signum).name
+        if not callable(handler):
+            raise PreemptedError(f"{name}: the run is saved; {resume}")
+        self.signum = 0
+        handler(signum, None)
+        if rank and signum != signal.SIGTERM:
+            time.sleep(REQUEUE_S)
+            raise PreemptedError(f"{name}: the run is saved, but was not requeued; {resume}")

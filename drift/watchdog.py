@@ -1,0 +1,68 @@
+"""A run that stands still is ended: every rank says where it stands, with its stacks."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import torch.distributed as dist
+
+STUCK = "drift/stuck"  # the key by which one rank tells the others
+LAST_WORDS_S = 3.0  # for all ranks to write their stacks
+LOOK_EVERY_S = 1.0
+
+
+class Watchdog:
+    """Ends the process when no phase begins or ends for `timeout_s`, or its parent is gone."""
+
+    def __init__(self, timeout_s: float, rank: int):
+        self.timeout_s = timeout_s
+        self.rank = rank
+        self.place = "the start"
+        self.since = time.monotonic()
+        self._parent = os.getppid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        self.since = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def enter(self, step: int, phase: str) -> None:
+        """A step's phase begins, or ends."""
+        self.place, self.since = f"step {step}, phase {phase}", time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(LOOK_EVERY_S):
+            if os.getppid() != self._parent:  # whoever started this rank is dead
+                os._exit(1)
+            still = time.monotonic() - self.since
+            if still > self.timeout_s:
+                self._say(f"nothing has happened for {still:.0f} s (cluster.timeout_s) in")
+            elif self._others_are_stuck():
+                self._say("another rank is stuck; this one stands in")
+
+    def _others_are_stuck(self) -> bool:
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return False
+        try:
+            return dist.distributed_c10d._get_default_store().check([STUCK])
+        except Exception:  # the rank that holds the store is gone: its own words say why
+            return False
+
+    def _say(self, words: str) -> None:
+        print(f"drift: rank {self.rank}: {words} {self.place}; its stacks:", file=sys.stderr)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        sys.stderr.flush()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            with suppress(Exception):  # as above
+                dist.distributed_c10d._get_default_store().set(STUCK, "1")
+        time.sleep(LAST_WORDS_S)
+        os._exit(1)

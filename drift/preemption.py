@@ -14,18 +14,30 @@ REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job
 class Notice:
     """Listens inside a `with` block; `signum` is the last signal that came, 0 if none did."""
 
-    signum: int = 0
+    def __init__(self, patience_s: float | None = None):
+        """With `patience_s`, submitit's handler runs after that time also inside a long step."""
+        self.signum = 0
+        self.patience_s = patience_s
 
     def __enter__(self) -> "Notice":
         self.before: dict[int, Any] = {s: signal.signal(s, self.note) for s in SIGNALS}
+        self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.lose_patience)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
+        if self.patience_s and callable(self.before[signum]):
+            signal.setitimer(signal.ITIMER_REAL, self.patience_s)
+
+    def lose_patience(self, *_: object) -> None:
+        """The step is longer than the time that is left: requeue, and lose the step."""
+        if self.signum:
+            self.before[self.signum](self.signum, None)
 
     def obey(self, signum: int, rank: int, resume: str) -> None:
         """Leave, after the checkpoint; under submitit do what its own handler does instead.
@@ -46,6 +58,7 @@ class Notice:
         if not callable(handler):
             raise PreemptedError(f"{name}: the run is saved; {resume}")
         self.signum = 0
+        signal.setitimer(signal.ITIMER_REAL, 0)
         handler(signum, None)
         if rank and signum != signal.SIGTERM:
             time.sleep(REQUEUE_S)

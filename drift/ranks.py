@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from drift.cluster_config import ClusterConfig
@@ -52,6 +53,8 @@ def export(ranks: Ranks, address: str, port: int) -> None:
         "MASTER_PORT": str(port),
         STARTED_BY: ranks.started_by,
     }
+    if address == "127.0.0.1" and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it asks the name server
 
 
 def settle(cluster: ClusterConfig, *, always: bool) -> Ranks:

@@ -52,6 +52,15 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
     }
 
 
+@contextmanager
+def survives_a_full_disk(path: Path) -> Iterator[None]:
+    """Training is worth more than a file about it: one that cannot be written is named."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s is not written: %s", path, error.strerror)
+
+
 def rollout_lines(rollout: Rollout) -> list[str]:
     """Every completion of this rank with its grade, as JSON."""
     trace = rollout.trace
@@ -159,17 +168,16 @@ class Report:
 
     def write_rollout(self, step: int, lines: list[str]) -> None:
         """rollouts/step_*.jsonl: every completion of the step with its grade."""
-        folder = self.folder / "rollouts"
-        try:
-            folder.mkdir(exist_ok=True)
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / f"step_{step:06d}.jsonl").write_text(text, encoding="utf-8")
-        except OSError as error:  # a full disk
-            log.warning("the completions of step %d are not written: %s", step, error)
+        path = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
+        with survives_a_full_disk(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def evaluation(self, name: str, result: EvalResult, step: int) -> None:
         if self.engine.is_main:
-            write_json(self.folder / "evals" / f"{name}.json", eval_record(result, step))
+            path = self.folder / "evals" / f"{name}.json"
+            with survives_a_full_disk(path):
+                write_json(path, eval_record(result, step))
             if name == "first":
                 log.info("%s accuracy on the %s split: %s", name, result.split, result.accuracy)
 
@@ -192,7 +200,8 @@ class Report:
         if error is not None:
             summary["error"] = error
         if self.engine.is_main:
-            write_json(self.folder / "summary.json", summary)
+            with survives_a_full_disk(self.folder / "summary.json"):
+                write_json(self.folder / "summary.json", summary)
 
     def samples_table(self) -> dict[str, list[Any]]:
         """Columns for MLflow: some completions of the first and of the last step."""
@@ -230,7 +239,7 @@ class Report:
                 name, entry["accuracy"], low, high, entry["n"],
             )  # fmt: skip
         total = sum(progress.phase_s.values()) or 1.0
-        shares = ", ".join(f"{k} {100 * v / total:.0f}%" for k, v in progress.phase_s.items())
+        shares = ", ".join(f"{k} {100 * progress.phase_s[k] / total:.0f}%" for k in PHASES)
         log.info("%.0f s: %s", progress.wall_s, shares)
         log.info("run folder: %s", self.folder)
         if self.tracker.run_id is not None:

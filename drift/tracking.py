@@ -29,6 +29,7 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._unwritten = ""  # lines that a full disk did not take
 
     def lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -42,8 +43,16 @@ class MetricsFile:
         return lines
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Write a line and what is still to be written; a full disk only delays them."""
+        self._unwritten += json.dumps({"step": step, **metrics}) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+            self._unwritten = ""
+        except OSError as error:
+            log.warning("%s: %s; its lines are kept for later", self.path, error.strerror)
+            os.truncate(self.path, size)
 
     def keep_through(self, step: int) -> None:
         """Drop the lines after a step: a resumed run does them again."""

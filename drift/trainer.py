@@ -13,7 +13,7 @@ import torch
 
 from drift import checkpointing, rng
 from drift.advantage import estimate
-from drift.config import RewardControl, RolloutWeights, RunConfig, Split
+from drift.config import RewardControl, RolloutWeights, RunConfig, SlurmConfig, Split
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import EvalResult, Problems, evaluate
@@ -144,7 +144,9 @@ class Trainer:
         Raises:
             PreemptedError: the signal came; the run is saved.
         """
-        with Notice() as notice:
+        cluster = self.config.cluster
+        slurm = isinstance(cluster, SlurmConfig)
+        with Notice(0.8 * cluster.signal_delay_s if slurm else None) as notice:
             self.follow_schedule(notice)
 
     def follow_schedule(self, notice: Notice) -> None:

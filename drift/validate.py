@@ -9,6 +9,7 @@ from drift.config import (
     AllConfig,
     BaseConfig,
     CacheMode,
+    ClusterConfig,
     Confidence,
     CountdownConfig,
     CoupledConfig,
@@ -136,11 +137,13 @@ def problems(config: BaseConfig) -> Iterator[str]:
     yield from out_of_range(config)
     yield from _rollout(config)
     yield from _task(config.task)
+    yield from _cluster(config.cluster)
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
         yield from _masking(config)
         yield from _objective(config)
+        yield from _ranks(config)
     if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
@@ -251,6 +254,37 @@ def _masking(config: RunConfig) -> Iterator[str]:
         yield (
             f"masking.num_views={masking.num_views} must be 1 for masking=all: "
             "everything is hidden in every view"
+        )
+
+
+def _cluster(cluster: ClusterConfig) -> Iterator[str]:
+    stage = cluster.zero_stage
+    if stage is not None and stage not in (0, 1, 2, 3):
+        yield f"cluster.zero_stage={stage} must be 0, 1, 2 or 3 (null: 3 on several GPUs, else 0)"
+    if cluster.machine_rank >= cluster.num_machines:
+        yield (
+            f"cluster.machine_rank={cluster.machine_rank} must be below "
+            f"cluster.num_machines={cluster.num_machines}: the first machine is 0"
+        )
+    if cluster.num_machines > 1 and cluster.main_port is None:
+        yield (
+            f"cluster.num_machines={cluster.num_machines} needs cluster.main_port: "
+            "a free port of the first machine, the same on all"
+        )
+    for key, least in (("offload_optimizer", 1), ("offload_parameters", 3), ("deepspeed", 1)):
+        value = setting(cluster, key)
+        if value and (stage is not None and stage < least):
+            yield f"cluster.{key}={value} needs cluster.zero_stage={least} or more, not {stage}"
+
+
+def _ranks(config: RunConfig) -> Iterator[str]:
+    """What can be said before the processes are there."""
+    cluster, prompts = config.cluster, config.rollout.prompts_per_step
+    ranks = (cluster.num_processes or 1) * cluster.num_machines
+    if cluster.num_processes and prompts % ranks:
+        yield (
+            f"rollout.prompts_per_step={prompts} cannot be shared by {ranks} ranks alike; "
+            f"use a multiple of {ranks}"
         )
 
 

@@ -1,0 +1,133 @@
+"""A run that is killed again and again, and disks that are full or broken."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from drift.checkpointing import check
+from tests.conftest import ROOT, Run, read_lines
+
+SMALL = (
+    "rollout.prompts_per_step=4",
+    "rollout.group_size=4",
+    "rollout.temperature=1.5",
+    "eval.max_examples=8",
+    "eval.every=4",
+    "checkpoint.every=1",
+)
+NUM_KILLS, NUM_STEPS = 20, 12
+PER_RUN = ("time/", "mem/", "rollout/tokens_per_s")
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "drift.train", *SMALL, f"num_steps={NUM_STEPS}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "hydra.run.dir=run"], cwd=folder, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def is_writing(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".writing-*/*"))
+
+
+def kill_somewhere(process: subprocess.Popen[bytes], run: Path, luck: random.Random) -> str:
+    """Kill while a checkpoint is written, or at a random moment; says which it was."""
+    if luck.random() < 0.5:
+        while process.poll() is None:
+            if is_writing(run):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return "writing" if is_writing(run) else "between"
+    time.sleep(luck.uniform(1.0, 12.0))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return "between"
+
+
+@pytest.mark.slow
+def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
+    luck, run = random.Random(3), tmp_path / "run"
+    moments: list[str] = []
+    for _ in range(NUM_KILLS):
+        moments.append(kill_somewhere(start(tmp_path), run, luck))
+        for path in (run / "checkpoints").glob("step_*"):
+            check(path)  # whole, or not there
+    assert moments.count("writing") >= 3
+    assert start(tmp_path).wait(timeout=300) == 0
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert start(whole).wait(timeout=300) == 0
+    lines, expected = (
+        [
+            {k: v for k, v in line.items() if not k.startswith(PER_RUN)}
+            for line in read_lines(folder / "metrics.jsonl")
+        ]
+        for folder in (run, whole / "run")
+    )
+    assert lines == expected
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'drift'")
+    (only,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(only.info.run_id, "reward/mean")
+    assert [metric.step for metric in history] == list(range(1, NUM_STEPS + 1))
+    assert only.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_noticed(damage: str, run: Run, tmp_path: Path) -> None:
+    common = (*SMALL, "tracking=off", "hydra.run.dir=run")
+    run("train", *common, "num_steps=2")
+    file = tmp_path / "run" / "checkpoints" / "step_000002" / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[:-1])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    done = run("train", *common, "num_steps=3")
+    assert "optimizer.safetensors is not what was written; trying the checkpoint before" in (
+        done.stdout
+    )
+    assert "step_000001 at step 1" in done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two checkpoints of the tiny model, and no more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(run: Run, small_disk: Path) -> None:
+    done = run(
+        "train", *SMALL, "checkpoint.keep=9", "num_steps=6", "tracking=off",
+        f"hydra.run.dir={small_disk}/run",
+    )  # fmt: skip
+    assert "has no checkpoint, the run goes on" in done.stdout
+    assert "No space left on device" in done.stdout
+    kept = sorted((small_disk / "run" / "checkpoints").glob("*"))
+    assert 1 <= len(kept) < 6
+    for path in kept:
+        check(path)
+    steps = [line["step"] for line in read_lines(small_disk / "run" / "metrics.jsonl")]
+    assert steps == list(range(7))

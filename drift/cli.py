@@ -155,7 +155,8 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
             sys.exit(error.exit_code if isinstance(error, DriftError) else 1)
 
     if ranks.find().rank:  # the first rank's folder is the run's
-        sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
+        quiet = ("handlers.file.filename=/dev/null", "root.level=WARNING")
+        sys.argv += ["hydra.run.dir=.", *(f"hydra.job_logging.{setting}" for setting in quiet)]
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
     try:
         entry()

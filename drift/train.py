@@ -5,13 +5,14 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
-from drift.config import Dtype, RunConfig, Split
+from drift.config import ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
 from drift.launch import in_ranks
 
@@ -141,7 +142,7 @@ def run(config: RunConfig) -> None:
 
     engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
     config.output_dir = engine.agree(config.output_dir)
-    engine.assert_same("their settings", digest(config))
+    engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
     with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)

@@ -58,7 +58,8 @@ def start(
 ) -> _State:
     """Rows with an all-mask canvas behind their prompt."""
     device, size = policy.device, config.gen_length
-    ids = torch.full((len(prompts), max(map(len, prompts)) + size), policy.special.pad)
+    longest = max(map(len, prompts), default=0)
+    ids = torch.full((len(prompts), longest + size), policy.special.pad)
     seen: dict[tuple[int, ...], int] = {}
     for i, prompt in enumerate(prompts):
         if not prompt:

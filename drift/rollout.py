@@ -14,6 +14,8 @@ from drift.types import PromptBatch, Rollout, Trace
 
 def texts_of(policy: Policy, trace: Trace) -> list[str]:
     """The text of each row up to its first stop token, special tokens left out."""
+    if not len(trace.canvas_BC):
+        return []
     lengths = trace.length_B.tolist()
     canvases = trace.canvas_BC.tolist()
     ids = [canvas[:length] for canvas, length in zip(canvases, lengths, strict=True)]

@@ -113,6 +113,11 @@ def test_broken_weights_are_said() -> None:
         decode(policy, PROMPTS, torch.arange(4), STATIC, KEY)
 
 
+def test_no_prompts_are_no_rows() -> None:
+    trace = decode(make_policy(), [], torch.arange(0), rollout_config(), 0)
+    assert trace.canvas_BC.shape == (0, 8)
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(RolloutError, match="prompt 1 is empty"):
         decode(make_policy(), [[5], []], torch.arange(2), STATIC, KEY)

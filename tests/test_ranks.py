@@ -29,6 +29,7 @@ SMALL = (
     "checkpoint.every=2",
     "tracking=off",
 )
+LAST = "eval/test_accuracy"  # logged where a run ends, also one that is taken up again
 PER_RUN = ("time/", "mem/", "rollout/tokens_per_s")
 
 
@@ -45,7 +46,7 @@ def differences(one: Path, other: Path) -> tuple[float, float]:
         abs(float(a[key]) - float(b[key]))  # type: ignore[arg-type]
         for a, b in lines
         for key in a.keys() | b.keys()
-        if not key.startswith(PER_RUN)
+        if not key.startswith(PER_RUN) and key != LAST
     )
     file = newest(one) / "policy" / "model.safetensors"
     if not file.exists():

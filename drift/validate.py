@@ -22,6 +22,8 @@ from drift.config import (
     ScoreConfig,
     SequentialConfig,
     SFTConfig,
+    SlurmConfig,
+    SubmititConfig,
     SudokuConfig,
     TaskConfig,
 )
@@ -58,6 +60,7 @@ POSITIVE = (
     "cluster.bucket_mb",
     "cluster.timeout_s",
     "cluster.cpus_per_process",
+    "cluster.gpus_per_node",
     "cluster.memory_gb",
     "cluster.time_limit_min",
     "eval.max_examples",
@@ -136,6 +139,8 @@ def problems(config: BaseConfig) -> Iterator[str]:
     yield from out_of_range(config)
     yield from _rollout(config)
     yield from _task(config.task)
+    if isinstance(config.cluster, SubmititConfig):
+        yield from _submitit(config.cluster)
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
@@ -233,6 +238,25 @@ def _task(task: TaskConfig) -> Iterator[str]:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
             "satisfy 1 <= min_empty <= max_empty <= 12"
+        )
+
+
+def _submitit(cluster: SubmititConfig) -> Iterator[str]:
+    if cluster.num_processes is None:
+        yield "cluster.num_processes=null: a job needs the number of its processes on a machine"
+    elif cluster.gpus_per_node not in (None, cluster.num_processes):
+        yield (
+            f"cluster.gpus_per_node={cluster.gpus_per_node} and cluster.num_processes="
+            f"{cluster.num_processes} must be equal: each process drives one GPU"
+        )
+    limit_s = cluster.time_limit_min * 60
+    if not isinstance(cluster, SlurmConfig):
+        if cluster.num_machines != 1:
+            yield f"cluster.num_machines={cluster.num_machines} must be 1 for {cluster.name}"
+    elif cluster.signal_delay_s >= limit_s:
+        yield (
+            f"cluster.signal_delay_s={cluster.signal_delay_s} must be below the time limit of "
+            f"{limit_s} s (cluster.time_limit_min={cluster.time_limit_min})"
         )
 
 

@@ -26,7 +26,7 @@ class ClusterConfig:
 
 @dataclass
 class SubmititConfig(ClusterConfig):
-    """Jobs through submitit; the tasks of a job are its ranks."""
+    """Jobs through submitit."""
 
     gpus_per_node: int | None = None  # one for each process; null = none is asked for
     time_limit_min: int = 1440
@@ -34,7 +34,7 @@ class SubmititConfig(ClusterConfig):
 
 @dataclass
 class SlurmConfig(SubmititConfig):
-    """Jobs of SLURM. A null leaves the choice to SLURM."""
+    """Jobs of SLURM, whose tasks are the ranks. A null leaves the choice to SLURM."""
 
     partition: str | None = None
     account: str | None = None

@@ -242,21 +242,22 @@ def _task(task: TaskConfig) -> Iterator[str]:
 
 
 def _submitit(cluster: SubmititConfig) -> Iterator[str]:
-    if cluster.num_processes is None:
-        yield "cluster.num_processes=null: a job needs the number of its processes on a machine"
-    elif cluster.gpus_per_node not in (None, cluster.num_processes):
-        yield (
-            f"cluster.gpus_per_node={cluster.gpus_per_node} and cluster.num_processes="
-            f"{cluster.num_processes} must be equal: each process drives one GPU"
-        )
     limit_s = cluster.time_limit_min * 60
-    if not isinstance(cluster, SlurmConfig):
-        if cluster.num_machines != 1:
-            yield f"cluster.num_machines={cluster.num_machines} must be 1 for {cluster.name}"
-    elif cluster.signal_delay_s >= limit_s:
+    if isinstance(cluster, SlurmConfig):
+        if cluster.num_processes is None:
+            yield "cluster.num_processes=null: SLURM needs the number of processes on a machine"
+        if cluster.signal_delay_s >= limit_s:
+            yield (
+                f"cluster.signal_delay_s={cluster.signal_delay_s} must be below the time limit of "
+                f"{limit_s} s (cluster.time_limit_min={cluster.time_limit_min})"
+            )
+    elif cluster.num_machines != 1:
+        yield f"cluster.num_machines={cluster.num_machines} must be 1 for {cluster.name}"
+    gpus, processes = cluster.gpus_per_node, cluster.num_processes
+    if None not in (gpus, processes) and gpus != processes:
         yield (
-            f"cluster.signal_delay_s={cluster.signal_delay_s} must be below the time limit of "
-            f"{limit_s} s (cluster.time_limit_min={cluster.time_limit_min})"
+            f"cluster.gpus_per_node={gpus} and cluster.num_processes={processes} must be equal: "
+            "each process drives one GPU"
         )
 
 

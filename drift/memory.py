@@ -131,13 +131,16 @@ def stream_width(model: ModelConfig, split: Split = ALONE) -> int:
 def block_activations(model: ModelConfig, b: BackboneConfig, split: Split = ALONE) -> int:
     """Bytes that one block keeps for the backward pass, a token, without LoRA's own.
 
-    The residual stream and its norm, twice (float32 where the weights are; a fused kernel spares
-    the norms); in the precision of the computation both norms' outputs, queries, keys, values,
-    attention's result, and the MLP's gate, silu of it, up and product.
+    For both norms the residual stream and its norm: float32 where the stream is (a fused kernel
+    spares the norms), else the stream as float32 and the norm in the precision of the computation.
+    In that precision both norms' outputs, queries, keys, values, attention's result, and the MLP's
+    gate, silu of it, up and product.
     """
-    width, stream = WIDTH[model.dtype], stream_width(model, split)
+    width = WIDTH[model.dtype]
+    normed = 4 if stream_width(model, split) == 4 else width
     kv = b.num_kv_heads * b.head_size
-    return 4 * stream * b.hidden_size + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
+    norms = 2 * (4 + normed) * b.hidden_size
+    return norms + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
 
 
 def autocast_copies(sizes: Sizes) -> int:
@@ -156,14 +159,13 @@ def held(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Te
         size, formula = trained_weights(sizes)
         third = split.stage == 3
         terms.put("weights", size / (split.ranks if third else 1),
-                  f"({formula}) / R" if third else formula)  # fmt: skip
+                  f"{formula} / R" if third else formula)  # fmt: skip
     if not split.stage:
         terms.put("AdamW moments", 8 * trained, "8 T")
         if split.ranks > 1:
             terms.put("gradient buckets", 4 * trained, "4 T, DDP's")
     elif not split.offload_optimizer:
-        if split.stage < 3 or sizes.width < 4:
-            terms.put("master weights", 4 * trained / split.ranks, "4 T / R, float32")
+        terms.put("master weights", 4 * trained / split.ranks, "4 T / R, float32")
         terms.put("AdamW moments", 8 * trained / split.ranks, "8 T / R")
         if split.stage == 3:
             terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
@@ -178,7 +180,10 @@ def trained_weights(sizes: Sizes) -> tuple[int, str]:
     total, trained = num_parameters(sizes.backbone), num_trained(sizes.model, sizes.backbone)
     if sizes.model.lora.rank:
         wide = sizes.width if sizes.split.stage else 4
-        return total * sizes.width + trained * wide, "N w + T w" if wide < 4 else "N w + 4 T"
+        return (
+            total * sizes.width + trained * wide,
+            "(N + T) w" if wide == sizes.width else "N w + 4 T",
+        )
     return (total * sizes.width, "N w") if sizes.split.stage else (total * 4, "4 N")
 
 
@@ -254,23 +259,28 @@ def updating(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -
 def decoding(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
     """Bytes on one rank while `max_rows` rows are decoded in a training run."""
     terms = held(sizes, objective, rollout)
-    sampler = sampling(sizes, rollout)
-    del sampler["weights"]
-    terms.take(sampler)
     own = "replica" in terms or "gathered sampler" in terms
     if sizes.width == 2 and not (own or sizes.model.lora.rank or sizes.split.stage):
         terms.put("bfloat16 weights", autocast_copies(sizes), "2 N, autocast's copies")
+    terms.take(rows_decoded(sizes, rollout))
     return terms
 
 
 def sampling(sizes: Sizes, rollout: RolloutConfig) -> Terms:
     """Bytes of decoding alone: one policy in `model.dtype`, `max_rows` rows at the same time."""
-    b, w = sizes.backbone, sizes.width
+    terms = Terms()
+    terms.put("weights", num_parameters(sizes.backbone) * sizes.width, "N w")
+    terms.take(rows_decoded(sizes, rollout))
+    return terms
+
+
+def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
+    """What grows with the rows that are decoded at the same time."""
+    b, w, terms = sizes.backbone, sizes.width, Terms()
     kv = b.num_kv_heads * b.head_size
-    tokens, terms = rollout.max_rows * sizes.row, Terms()
-    terms.put("weights", num_parameters(b) * w, "N w")
     per_token = w * (4 * b.hidden_size + 2 * kv + 3 * b.mlp_size)
-    terms.put("activations", tokens * per_token, f"max_rows S {per_token} B")
+    terms.put("activations", rollout.max_rows * sizes.row * per_token,
+              f"max_rows S {per_token} B")  # fmt: skip
     terms.put("logits", logits(sizes), "4 chunks of the head")
     if rollout.cache != CacheMode.none:
         terms.put("cache", 2 * b.num_layers * rollout.max_rows * (sizes.row + 1) * kv * w,

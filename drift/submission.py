@@ -59,14 +59,16 @@ def refusal(sweep: DictConfig) -> str | None:
 
 def script(sweep: DictConfig) -> str:
     """The batch script that submitit would send for one job."""
-    import submitit
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+    from submitit import AutoExecutor, SlurmExecutor
 
     shared = OmegaConf.structured(BaseQueueConf).keys()
     asked = {key: value for key, value in settings(sweep).items() if key != "_target_"}
     del asked["max_num_timeout"]  # submitit's own
-    executor = submitit.AutoExecutor(folder=sweep.hydra.sweep.dir, cluster="slurm")
+    executor = AutoExecutor(folder=sweep.hydra.sweep.dir, cluster="slurm")
     executor.update_parameters(
         **{key if key in shared else f"slurm_{key}": value for key, value in asked.items()}
     )
-    return executor._executor._make_submission_file_text("true", "")
+    inner = executor._executor
+    assert isinstance(inner, SlurmExecutor)
+    return inner._make_submission_file_text("true", "")

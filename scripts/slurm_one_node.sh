@@ -8,7 +8,8 @@
 #   scripts/slurm_one_node.sh stop      cancels its jobs and ends its daemons, and only those
 #
 # Everything lives in $DRIFT_SLURM_HOME (default /tmp/drift-slurm-<user>); several homes are several
-# SLURMs, each on ports of its own. Two GPUs are claimed that do not exist; jobs may ask for them.
+# SLURMs, each on ports of its own. It claims 16 cores and two GPUs, whatever the machine has: jobs
+# may ask for them, and share what is there.
 # Partitions: main (the default; four jobs share a core), low (preempted, requeued), high.
 # Without SLURM's accounting a job that dies leaves submitit waiting for ever, so a `sacct` that
 # asks slurmctld instead stands first in the PATH that `env` prints.
@@ -48,8 +49,7 @@ configure() { # once for each home: a daemon that runs keeps the file it was sta
   (umask 077; [ -s "$H/munge.key" ] || head -c 128 /dev/urandom > "$H/munge.key")
   write_sacct
   [ -s "$SLURM_CONF" ] && return
-  local cores memory ctld_port d_port
-  cores=$(nproc)
+  local memory ctld_port d_port
   memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
   read -r ctld_port d_port < <(free_ports)
   # No cgroups and no systemd: linuxproc, task/none. bf_interval and the others: start jobs at once.
@@ -69,6 +69,7 @@ SlurmctldLogFile=$H/log/slurmctld.log
 SlurmdLogFile=$H/log/slurmd.log
 StateSaveLocation=$H/state
 SlurmdSpoolDir=$H/spool
+SlurmdParameters=config_overrides
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -90,7 +91,7 @@ ReturnToService=2
 InactiveLimit=0
 GresTypes=gpu
 PropagateResourceLimits=NONE
-NodeName=$HOST NodeAddr=127.0.0.1 CPUs=$cores SocketsPerBoard=1 CoresPerSocket=$cores ThreadsPerCore=1 RealMemory=$memory Gres=gpu:2 State=UNKNOWN
+NodeName=$HOST NodeAddr=127.0.0.1 CPUs=16 SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=$memory Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=$HOST Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 PriorityTier=10
 PartitionName=low Nodes=$HOST MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=$HOST MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
@@ -177,5 +178,5 @@ case "${1:-}" in
   stop) stop ;;
   status) status ;;
   env) echo "export SLURM_CONF=$SLURM_CONF PATH=$H/bin:\$PATH" ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -1,5 +1,6 @@
-"""What SLURM says of a sweep before anything is submitted; used by preflight.py."""
+"""Jobs through submitit: what SLURM says before one is submitted, and when one was lost."""
 
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -72,3 +73,15 @@ def script(sweep: DictConfig) -> str:
     inner = executor._executor
     assert isinstance(inner, SlurmExecutor)
     return inner._make_submission_file_text("true", "")
+
+
+def lost_job(error: BaseException) -> str | None:
+    """What submitit raises when a job has no result, in one line; None for another error."""
+    if type(error).__module__ != "submitit.core.utils":
+        return None
+    said = r"Job (\S+) .*with path (\S+)_result.pkl\s+has not produced any output \(state: (\w+)\)"
+    found = re.search(said, str(error))
+    if found is None:
+        return f"a job failed: {str(error).strip().splitlines()[-1]}"
+    job, path, state = found.groups()
+    return f"job {job} ended without a result ({state}), see {path}_log.err; the others go on"

@@ -90,7 +90,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown, aligned: words to the left, numbers to the right."""
     columns = list(zip(head, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    is_number = [all(c[:1].isdigit() or not c for c in column[1:]) for column in columns]
+    is_number = [not "".join(column[1:]).replace(".", "").strip("0123456789") for column in columns]
 
     def line(cells: Iterable[str]) -> str:
         found = zip(cells, widths, is_number, strict=True)

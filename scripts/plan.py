@@ -193,8 +193,8 @@ def main() -> None:
         f"trained; {sizes.split.ranks} ranks, ZeRO stage {sizes.split.stage}; rows of "
         f"{sizes.row} tokens; {options.flops:.3g} FLOP/s and {options.gb_per_s:g} GB/s a GPU\n"
     )
-    print(memory_table(plan, options.gpu_gib), "\n")
-    print(traffic_table(plan, options.gb_per_s), "\n")
+    print(memory_table(plan, options.gpu_gib) + "\n")
+    print(traffic_table(plan, options.gb_per_s) + "\n")
     print(work_table(plan, options.flops))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from drift import cost, memory, rng
@@ -228,6 +229,23 @@ def test_ranks_of_a_cluster() -> None:
     assert memory.split_of(ClusterConfig()).stage == 0
 
 
+@pytest.mark.slow
+def test_the_tables_of_the_docs_are_what_the_script_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import plan as script
+
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"```bash\npython (scripts/plan.py .*?)\n```\n", text, flags=re.S))
+    assert len(blocks) == 11
+    for block in blocks:
+        monkeypatch.setattr(sys, "argv", block[1].replace("\\\n", " ").split())
+        script.main()
+        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+        assert text[block.end() :].strip().startswith(printed), block[1]
+
+
 def plan(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / "plan.py", *words],
@@ -267,10 +285,10 @@ def test_a_mistake_is_one_line(words: list[str], reason: str) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_published_sizes_are_found_for_every_model_of_the_hub() -> None:
-    from omegaconf import OmegaConf
-
-    sys.path.insert(0, str(ROOT / "scripts"))
+def test_published_sizes_are_found_for_every_model_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from shapes import HUB, SHAPES
 
     paths = {str(OmegaConf.load(f).path) for f in (ROOT / "conf/model").glob("*.yaml")

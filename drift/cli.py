@@ -24,6 +24,7 @@ from omegaconf.errors import (
 from drift import ranks
 from drift.config import BaseConfig, register
 from drift.errors import ConfigError, DriftError
+from drift.submission import lost_job
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
@@ -165,6 +166,10 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
         sys.exit(2)
     except USER_ERRORS as error:
         sys.exit(f"drift: {explain(error)}")
+    except RuntimeError as error:
+        if (words := lost_job(error)) is None:
+            raise
+        sys.exit(f"drift: {words}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,6 +1,6 @@
 """The settings of processes and machines; re-exported by config.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
@@ -25,16 +25,22 @@ class ClusterConfig:
 
 
 @dataclass
-class SlurmConfig(ClusterConfig):
-    """Jobs through submitit; the tasks of a job are its ranks."""
+class SubmititConfig(ClusterConfig):
+    """Jobs through submitit."""
+
+    gpus_per_node: int | None = None  # one for each process; null = none is asked for
+    time_limit_min: int = 1440
+
+
+@dataclass
+class SlurmConfig(SubmititConfig):
+    """Jobs of SLURM, whose tasks are the ranks. A null leaves the choice to SLURM."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    gpus_per_node: int | None = None  # null = none is asked for
     cpus_per_process: int = 8
-    memory_gb: int | None = None  # of a machine; null = the partition's
-    time_limit_min: int = 1440
+    memory_gb: int | None = None  # of a machine
     signal_delay_s: int = 300  # the signal comes so long before the end
     max_restarts: int = 20  # after pre-emption or the time limit
-    setup: list[str] = field(default_factory=list[str])  # shell lines before the job
+    setup: str = ""  # shell commands before the job

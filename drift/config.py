@@ -10,7 +10,11 @@ from enum import StrEnum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from drift.cluster_config import ClusterConfig as ClusterConfig, SlurmConfig as SlurmConfig
+from drift.cluster_config import (
+    ClusterConfig as ClusterConfig,
+    SlurmConfig as SlurmConfig,
+    SubmititConfig as SubmititConfig,
+)
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
@@ -370,7 +374,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "rollout": {"base": RolloutConfig},
     "objective": {"base": ObjectiveConfig},
     "optim": {"base": OptimConfig},
-    "cluster": {"base": ClusterConfig, "slurm": SlurmConfig},
+    "cluster": {"base": ClusterConfig, "submitit": SubmititConfig, "slurm": SlurmConfig},
     "tracking": {"base": TrackingConfig},
 }
 

@@ -15,7 +15,7 @@ def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
     from drift.diagnosis import Patient, examine, memory_needs
     from drift.engine import Engine
-    from drift.memory import Sizes
+    from drift.memory import Sizes, split_of
     from drift.policy.loading import load_model
     from drift.prompts import encode_all, render
     from drift.tasks import Split, build_task
@@ -34,6 +34,8 @@ def run(config: DoctorConfig) -> None:
         model=config.model,
         backbone=policy.backbone.config,
         row=max(map(len, prompts)) + config.rollout.gen_length,
+        on_cpu=engine.device.type == "cpu",
+        split=split_of(config.cluster),
     )
     needs = memory_needs(
         sizes, config.objective, config.optim, config.rollout, engine.memory_bytes()

@@ -1,13 +1,15 @@
-"""How much memory a run needs, term by term, from the sizes alone.
+"""How much memory one rank of a run needs, term by term, from the sizes alone.
 
-Every term is a byte count with the formula beside it. Activations are what autograd keeps for the
-backward pass; tests compare them with what it kept.
+Every term is a byte count with the formula beside it: N weights, T of them trained (or the
+adapter's), w bytes of a number in `model.dtype`, R ranks, D width, L layers, S tokens of a row.
+Activations are what autograd keeps for the backward pass; tests compare them with what it kept.
 """
 
 from dataclasses import dataclass
 
 from drift.config import (
     CacheMode,
+    ClusterConfig,
     Dtype,
     ModelConfig,
     ObjectiveConfig,
@@ -16,11 +18,40 @@ from drift.config import (
     RolloutWeights,
 )
 from drift.policy.backbone import BackboneConfig
-from drift.policy.base import HEAD_CHUNK_BYTES
+from drift.policy.base import head_chunk_bytes
 
 WIDTH = {Dtype.float32: 4, Dtype.bfloat16: 2}
 HEAD_COPIES = 4  # logits, their softmax and two temporaries of one chunk
+MAX_LIVE = 10**9  # weights that ZeRO-3 has gathered at one time, DeepSpeed's default
+SUB_GROUP = 10**9  # weights that ZeRO-3 updates at one time, DeepSpeed's default
 GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a run is divided among its ranks: Split(stage=3, ranks=8, bucket=200 * 10**6)."""
+
+    stage: int = 0  # of ZeRO; 0 = every rank holds everything
+    ranks: int = 1
+    bucket: int = 0  # bytes that one collective moves
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+
+ALONE = Split()
+
+
+def split_of(cluster: ClusterConfig) -> Split:
+    """What `cluster` says, for ranks with a GPU each; null processes are taken as one."""
+    ranks = (cluster.num_processes or 1) * cluster.num_machines
+    stage = cluster.zero_stage
+    return Split(
+        stage=(3 if ranks > 1 else 0) if stage is None else stage,
+        ranks=ranks,
+        bucket=cluster.bucket_mb * 10**6,
+        offload_optimizer=cluster.offload_optimizer,
+        offload_parameters=cluster.offload_parameters,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +61,49 @@ class Sizes:
     model: ModelConfig
     backbone: BackboneConfig
     row: int  # tokens of the longest row, prompt + canvas
+    on_cpu: bool = False
+    split: Split = ALONE
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in `model.dtype`."""
+        return WIDTH[self.model.dtype]
+
+
+class Terms(dict[str, int]):
+    """Byte counts by name, and the formula of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formulas: dict[str, str] = {}
+
+    def put(self, name: str, size: float, formula: str) -> None:
+        """Add a term; one that is 0 is left out."""
+        if size:
+            self[name], self.formulas[name] = int(size), formula
+
+    def take(self, other: "Terms") -> None:
+        """Add all terms of another."""
+        self.update(other)
+        self.formulas.update(other.formulas)
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
 
 
 def num_parameters(b: BackboneConfig) -> int:
-    """Embedding, head, and per layer q, k, v, out, gate, up, down, norms and biases."""
+    """Embedding, head, last norm, and the blocks."""
+    return (1 if b.tie_head else 2) * b.vocab_size * b.hidden_size + (
+        b.num_layers * block_parameters(b) + b.hidden_size
+    )
+
+
+def block_parameters(b: BackboneConfig) -> int:
+    """Of one block: q, k, v, out, gate, up, down, norms and biases."""
     kv = b.num_kv_heads * b.head_size
-    layer = 2 * b.hidden_size * (b.hidden_size + kv) + 3 * b.hidden_size * b.mlp_size
-    layer += 2 * b.hidden_size + (b.hidden_size + 2 * kv if b.qkv_bias else 0)
-    embeddings = (1 if b.tie_head else 2) * b.vocab_size * b.hidden_size
-    return embeddings + b.num_layers * layer + b.hidden_size
+    matrices = 2 * b.hidden_size * (b.hidden_size + kv) + 3 * b.hidden_size * b.mlp_size
+    return matrices + 2 * b.hidden_size + (b.hidden_size + 2 * kv if b.qkv_bias else 0)
 
 
 def num_trained(model: ModelConfig, b: BackboneConfig) -> int:
@@ -58,61 +123,168 @@ def num_trained(model: ModelConfig, b: BackboneConfig) -> int:
     return b.num_layers * model.lora.rank * sum(shape[name] for name in model.lora.targets)
 
 
-def stream_width(model: ModelConfig) -> int:
-    """Bytes of a number of the residual stream: float32 where the weights are."""
-    return WIDTH[model.dtype] if model.lora.rank else 4
+def stream_width(model: ModelConfig, split: Split = ALONE) -> int:
+    """Bytes of a number of the residual stream: as wide as the weights, float32 under autocast."""
+    return WIDTH[model.dtype] if model.lora.rank or split.stage else 4
 
 
-def block_activations(model: ModelConfig, b: BackboneConfig) -> int:
+def block_activations(model: ModelConfig, b: BackboneConfig, split: Split = ALONE) -> int:
     """Bytes that one block keeps for the backward pass, a token, without LoRA's own.
 
-    The residual stream and its norm, twice (float32 where the weights are; a fused kernel spares
-    the norms); in the precision of the computation both norms' outputs, queries, keys, values,
-    attention's result, and the MLP's gate, silu of it, up and product.
+    For both norms the residual stream and its norm: float32 where the stream is (a fused kernel
+    spares the norms), else the stream as float32 and the norm in the precision of the computation.
+    In that precision both norms' outputs, queries, keys, values, attention's result, and the MLP's
+    gate, silu of it, up and product.
     """
-    width, stream = WIDTH[model.dtype], stream_width(model)
+    width = WIDTH[model.dtype]
+    normed = 4 if stream_width(model, split) == 4 else width
     kv = b.num_kv_heads * b.head_size
-    return 4 * stream * b.hidden_size + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
+    norms = 2 * (4 + normed) * b.hidden_size
+    return norms + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
+
+
+def autocast_copies(sizes: Sizes) -> int:
+    return 2 * num_parameters(sizes.backbone)
+
+
+def logits(sizes: Sizes) -> int:
+    return HEAD_COPIES * head_chunk_bytes(on_cpu=sizes.on_cpu)
+
+
+def held(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
+    """Bytes that stay from step to step: weights, AdamW's state, the frozen copies."""
+    model, split = sizes.model, sizes.split
+    trained, terms = num_trained(model, sizes.backbone), Terms()
+    if not split.offload_parameters:
+        size, formula = trained_weights(sizes)
+        third = split.stage == 3
+        terms.put("weights", size / (split.ranks if third else 1),
+                  f"{formula} / R" if third else formula)  # fmt: skip
+    if not split.stage:
+        terms.put("AdamW moments", 8 * trained, "8 T")
+        if split.ranks > 1:
+            terms.put("gradient buckets", 4 * trained, "4 T, DDP's")
+    elif not split.offload_optimizer:
+        terms.put("master weights", 4 * trained / split.ranks, "4 T / R, float32")
+        terms.put("AdamW moments", 8 * trained / split.ranks, "8 T / R")
+        if split.stage == 3:
+            terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
+    if split.stage == 3:
+        terms.put("collectives", split.bucket, "cluster.bucket_mb")
+    terms.take(frozen(sizes, objective, rollout))
+    return terms
+
+
+def trained_weights(sizes: Sizes) -> tuple[int, str]:
+    """Of the policy that is trained, before they are split: a base and its adapter, or all."""
+    total, trained = num_parameters(sizes.backbone), num_trained(sizes.model, sizes.backbone)
+    if sizes.model.lora.rank:
+        wide = sizes.width if sizes.split.stage else 4
+        return (
+            total * sizes.width + trained * wide,
+            "(N + T) w" if wide == sizes.width else "N w + 4 T",
+        )
+    return (total * sizes.width, "N w") if sizes.split.stage else (total * 4, "4 N")
+
+
+def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
+    """The reference and the sampler's own weights, whole on each rank."""
+    b, w, terms, weights = sizes.backbone, sizes.width, Terms(), rollout.weights
+    total, block = num_parameters(b), block_parameters(b)
+    if objective.kl_coef and not sizes.model.lora.rank:
+        terms.put("reference", total * w, "N w")
+    if weights == RolloutWeights.auto and sizes.split.stage == 3:
+        weights = RolloutWeights.replica
+    if weights == RolloutWeights.replica:
+        terms.put("replica", total * w, "N w")
+    if weights == RolloutWeights.gather:
+        terms.put("gathered sampler", (total - (b.num_layers - 2) * block) * w,
+                  "w (N - (L - 2) block): a block, twice while it is copied")  # fmt: skip
+    return terms
 
 
 def training(
     sizes: Sizes, objective: ObjectiveConfig, optim: OptimConfig, rollout: RolloutConfig
-) -> dict[str, int]:
-    """Bytes on one process that holds everything."""
-    model, b, width = sizes.model, sizes.backbone, WIDTH[sizes.model.dtype]
-    total, trained = num_parameters(b), num_trained(sizes.model, sizes.backbone)
+) -> Terms:
+    """Bytes on one rank at the end of a forward, when the backward pass begins."""
+    model, b, w, split = sizes.model, sizes.backbone, sizes.width, sizes.split
+    total, trained = num_parameters(b), num_trained(model, b)
     tokens = optim.rows_per_forward * sizes.row
-    kept_layers = 1 if model.gradient_checkpointing else b.num_layers
-    terms = {
-        "weights": total * width + trained * 4 if model.lora.rank else total * 4,
-        "gradients": trained * 4,
-        "AdamW moments": trained * 8,
-        "activations": tokens * kept_layers * block_activations(model, b),
-        "logits": HEAD_COPIES * HEAD_CHUNK_BYTES,
-    }
+    terms = held(sizes, objective, rollout)
+    if split.stage < 2:
+        bytes_each = w if split.stage else 4
+        terms.put("gradients", bytes_each * trained, "T w" if split.stage else "4 T")
+    elif split.stage == 2 and not split.offload_optimizer:
+        terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
+        terms.put("collectives", 2 * split.bucket, "2 cluster.bucket_mb")
+    if split.stage == 3:
+        live = min(MAX_LIVE, total)
+        terms.put("gathered weights", live * w, "w min(N, 1e9)")
+    layers = 1 if model.gradient_checkpointing else b.num_layers
+    per_token = block_activations(model, b, split)
+    terms.put("activations", tokens * layers * per_token,
+              f"rows_per_forward S {'1' if layers == 1 else 'L'} block, {per_token} B")  # fmt: skip
+    terms.put("logits", logits(sizes), "4 chunks of the head")
     if model.gradient_checkpointing:
-        terms["checkpoints"] = tokens * b.num_layers * stream_width(model) * b.hidden_size
-    if width == 2 and not model.lora.rank:
-        terms["bfloat16 weights"] = total * 2  # autocast's copies during a forward and backward
-    if objective.kl_coef and not model.lora.rank:
-        terms["reference"] = total * width
-    if rollout.weights == RolloutWeights.replica:
-        terms["replica"] = total * width
+        stream = stream_width(model, split)
+        terms.put("checkpoints", tokens * b.num_layers * stream * b.hidden_size,
+                  f"rows_per_forward S L D {stream} B")  # fmt: skip
+    if w == 2 and not model.lora.rank and not split.stage:
+        terms.put("bfloat16 weights", autocast_copies(sizes), "2 N, autocast's copies")
     return terms
 
 
-def sampling(sizes: Sizes, rollout: RolloutConfig) -> dict[str, int]:
-    """Bytes on one process beside the weights, while `max_rows` rows are decoded."""
-    b, width = sizes.backbone, WIDTH[sizes.model.dtype]
+def updating(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
+    """Bytes on one rank in AdamW's step."""
+    model, b, split = sizes.model, sizes.backbone, sizes.split
+    trained, terms = num_trained(model, b), held(sizes, objective, rollout)
+    if split.stage == 0:
+        terms.put("gradients", 4 * trained, "4 T")
+        largest = min(trained, b.vocab_size * b.hidden_size)
+        terms.put("AdamW temporaries", 4 * (largest if sizes.on_cpu else trained),
+                  "4 times the largest tensor" if sizes.on_cpu else "4 T")  # fmt: skip
+        return terms
+    if split.offload_optimizer:
+        return terms
+    if split.stage < 3:
+        terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
+    part = trained / split.ranks
+    part = min(part, SUB_GROUP) if split.stage == 3 else part
+    name = "min(T / R, 1e9)" if split.stage == 3 else "T / R"
+    terms.put("flat gradients", 4 * part, f"4 {name}, float32")
+    terms.put("AdamW temporaries", 4 * part, f"4 {name}")
+    return terms
+
+
+def decoding(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
+    """Bytes on one rank while `max_rows` rows are decoded in a training run."""
+    terms = held(sizes, objective, rollout)
+    own = "replica" in terms or "gathered sampler" in terms
+    if sizes.width == 2 and not (own or sizes.model.lora.rank or sizes.split.stage):
+        terms.put("bfloat16 weights", autocast_copies(sizes), "2 N, autocast's copies")
+    terms.take(rows_decoded(sizes, rollout))
+    return terms
+
+
+def sampling(sizes: Sizes, rollout: RolloutConfig) -> Terms:
+    """Bytes of decoding alone: one policy in `model.dtype`, `max_rows` rows at the same time."""
+    terms = Terms()
+    terms.put("weights", num_parameters(sizes.backbone) * sizes.width, "N w")
+    terms.take(rows_decoded(sizes, rollout))
+    return terms
+
+
+def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
+    """What grows with the rows that are decoded at the same time."""
+    b, w, terms = sizes.backbone, sizes.width, Terms()
     kv = b.num_kv_heads * b.head_size
-    tokens = rollout.max_rows * sizes.row
-    terms = {
-        "weights": num_parameters(b) * width,
-        "activations": tokens * width * (4 * b.hidden_size + 2 * kv + 3 * b.mlp_size),
-        "logits": HEAD_COPIES * HEAD_CHUNK_BYTES,
-    }
+    per_token = w * (4 * b.hidden_size + 2 * kv + 3 * b.mlp_size)
+    terms.put("activations", rollout.max_rows * sizes.row * per_token,
+              f"max_rows S {per_token} B")  # fmt: skip
+    terms.put("logits", logits(sizes), "4 chunks of the head")
     if rollout.cache != CacheMode.none:
-        terms["cache"] = 2 * b.num_layers * rollout.max_rows * (sizes.row + 1) * kv * width
+        terms.put("cache", 2 * b.num_layers * rollout.max_rows * (sizes.row + 1) * kv * w,
+                  "2 L max_rows (S + 1) kv w")  # fmt: skip
     return terms
 
 

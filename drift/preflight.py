@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from drift.cli import explain, typed
+from drift.submission import difference, refusal
 from drift.validate import validate
 
 
@@ -33,7 +34,8 @@ class Preflight(Callback):
         bad = []
         for job in jobs:
             try:
-                reason = fault(loader.load_sweep_config(config, list(job)))
+                composed = loader.load_sweep_config(config, list(job))
+                reason = fault(composed) or difference(config, composed)
             except Exception as error:  # whatever Hydra raises while it composes
                 reason = explain(error)
             if reason:
@@ -43,6 +45,9 @@ class Preflight(Callback):
             raise SystemExit(
                 f"drift: {len(bad)} of {len(jobs)} jobs are wrong, nothing was started\n  {found}"
             )
+        reason = refusal(config)
+        if reason:
+            raise SystemExit(f"drift: {reason}")
 
 
 def fault(config: DictConfig) -> str | None:

@@ -23,6 +23,8 @@ from drift.config import (
     ScoreConfig,
     SequentialConfig,
     SFTConfig,
+    SlurmConfig,
+    SubmititConfig,
     SudokuConfig,
     TaskConfig,
 )
@@ -59,6 +61,7 @@ POSITIVE = (
     "cluster.bucket_mb",
     "cluster.timeout_s",
     "cluster.cpus_per_process",
+    "cluster.gpus_per_node",
     "cluster.memory_gb",
     "cluster.time_limit_min",
     "eval.max_examples",
@@ -138,6 +141,8 @@ def problems(config: BaseConfig) -> Iterator[str]:
     yield from _rollout(config)
     yield from _task(config.task)
     yield from _cluster(config.cluster)
+    if isinstance(config.cluster, SubmititConfig):
+        yield from _submitit(config.cluster)
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
@@ -236,6 +241,26 @@ def _task(task: TaskConfig) -> Iterator[str]:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
             "satisfy 1 <= min_empty <= max_empty <= 12"
+        )
+
+
+def _submitit(cluster: SubmititConfig) -> Iterator[str]:
+    limit_s = cluster.time_limit_min * 60
+    if isinstance(cluster, SlurmConfig):
+        if cluster.num_processes is None:
+            yield "cluster.num_processes=null: SLURM needs the number of processes on a machine"
+        if cluster.signal_delay_s >= limit_s:
+            yield (
+                f"cluster.signal_delay_s={cluster.signal_delay_s} must be below the time limit of "
+                f"{limit_s} s (cluster.time_limit_min={cluster.time_limit_min})"
+            )
+    elif cluster.num_machines != 1:
+        yield f"cluster.num_machines={cluster.num_machines} must be 1 for {cluster.name}"
+    gpus, processes = cluster.gpus_per_node, cluster.num_processes
+    if None not in (gpus, processes) and gpus != processes:
+        yield (
+            f"cluster.gpus_per_node={gpus} and cluster.num_processes={processes} must be equal: "
+            "each process drives one GPU"
         )
 
 

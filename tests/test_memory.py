@@ -13,7 +13,9 @@ from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig,
 from drift.decoding import decode
 from drift.likelihood import micro_batches, score
 from drift.memory import (
+    ALONE,
     Sizes,
+    Split,
     block_activations,
     num_parameters,
     num_trained,
@@ -88,9 +90,18 @@ def test_memory_does_not_grow_with_the_number_of_prompts() -> None:
     assert max(many.positions) <= max(few.positions)
 
 
-@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize(
+    ("dtype", "split"),
+    [
+        (Dtype.float32, ALONE),
+        (Dtype.bfloat16, ALONE),
+        (Dtype.bfloat16, Split(stage=3)),  # the weights themselves are bfloat16
+    ],
+)
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_activations_are_as_large_as_the_formula_says(family: str, dtype: Dtype) -> None:
+def test_activations_are_as_large_as_the_formula_says(
+    family: str, dtype: Dtype, split: Split
+) -> None:
     sizes = BackboneConfig(
         vocab_size=50, hidden_size=128, num_layers=6, num_heads=8,
         num_kv_heads=8 if family == "llada" else 2, mlp_size=320, rope_theta=1e4, norm_eps=1e-5,
@@ -110,11 +121,14 @@ def test_activations_are_as_large_as_the_formula_says(family: str, dtype: Dtype)
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == Dtype.bfloat16):
+    if split.stage:
+        backbone.to(torch.bfloat16)
+    mixed = dtype == Dtype.bfloat16 and not split.stage
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         backbone(torch.randint(0, 50, (8, 96), generator=torch.Generator().manual_seed(0)))
     weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
     measured = sum(size for place, size in kept.items() if place not in weights)
-    formula = 8 * 96 * 6 * block_activations(ModelConfig(dtype=dtype), sizes)
+    formula = 8 * 96 * 6 * block_activations(ModelConfig(dtype=dtype), sizes, split)
     assert measured == pytest.approx(formula, rel=0.08)
 
 

@@ -19,6 +19,10 @@ HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
 CPU_CHUNK_BYTES = 16 * 2**20  # on a CPU: what its cache holds
 
 
+def head_chunk_bytes(*, on_cpu: bool) -> int:
+    return min(HEAD_CHUNK_BYTES, CPU_CHUNK_BYTES) if on_cpu else HEAD_CHUNK_BYTES
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What sets one family of checkpoints apart; an instance of it is a family's whole file."""
@@ -131,8 +135,7 @@ class Policy(nn.Module):
 
     def head_chunk(self) -> int:
         """Positions whose logits are made at one time."""
-        on_cpu = self.device.type == "cpu"
-        size = min(HEAD_CHUNK_BYTES, CPU_CHUNK_BYTES) if on_cpu else HEAD_CHUNK_BYTES
+        size = head_chunk_bytes(on_cpu=self.device.type == "cpu")
         return max(1, size // (4 * self.backbone.config.vocab_size))
 
     def forward(

@@ -15,36 +15,16 @@ sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 import torch
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES as SHAPES
 
+from drift.cost import head_flops, layer_flops
 from drift.engine import gpu_names
 from drift.memory import num_parameters
-from drift.policy.backbone import Backbone, BackboneConfig
+from drift.policy.backbone import Backbone
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def shape(**sizes: Any) -> BackboneConfig:
-    usual: dict[str, Any] = {"rope_theta": 5e5, "norm_eps": 1e-5, "max_positions": 4096}
-    usual |= {"qkv_bias": False, "tie_head": False}
-    return BackboneConfig(**{**usual, **sizes})
-
-
-SHAPES = {
-    "small": ("llada", shape(
-        vocab_size=32_000, hidden_size=512, num_layers=6, num_heads=8, num_kv_heads=8,
-        mlp_size=1536,
-    )),
-    "llada-8b": ("llada", shape(
-        vocab_size=126_464, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32,
-        mlp_size=12_288,
-    )),
-    "dream-7b": ("dream", shape(
-        vocab_size=152_064, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4,
-        mlp_size=18_944, qkv_bias=True,
-    )),
-}  # fmt: skip
 
 
 def random_policy(name: str, dtype: str, device: str) -> Policy:
@@ -121,18 +101,15 @@ class Meter:
         b = self.policy.backbone.config
         width = self.policy.backbone.embed.weight.element_size()
         kv = 2 * b.num_kv_heads * b.head_size
-        key_values = 2 * b.hidden_size * kv
-        rest = 2 * (2 * b.hidden_size**2 + 3 * b.hidden_size * b.mlp_size)
-        through = tokens * (b.num_layers - 1) + last
-        flops = b.num_layers * tokens * key_values + through * (rest + 4 * b.hidden_size * keys)
         weights = num_parameters(b) - 2 * b.vocab_size * b.hidden_size
+        flops = layer_flops(b, tokens, last, keys)
         self.add(flops, width * (weights + b.num_layers * rows * keys * kv))
 
     def head(self, positions: int) -> None:
         b = self.policy.backbone.config
         width = self.policy.backbone.embed.weight.element_size()
         size = b.vocab_size * b.hidden_size
-        self.add(2.0 * size * positions, width * size + 4.0 * positions * b.vocab_size)
+        self.add(head_flops(b, positions), width * size + 4.0 * positions * b.vocab_size)
 
 
 def show(title: str, rows: list[dict[str, Any]], path: Path | None, about: dict[str, Any]) -> None:

@@ -1,0 +1,298 @@
+"""What a run is said to need: counted by other means, or by hand."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from drift import cost, memory, rng
+from drift.config import (
+    CacheMode,
+    ClusterConfig,
+    CoupledConfig,
+    Dtype,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RolloutConfig,
+    RolloutWeights,
+    RunConfig,
+    SequentialConfig,
+)
+from drift.decoding import decode
+from drift.memory import Sizes, Split, Terms
+from drift.policy.backbone import BackboneConfig
+from tests.conftest import ROOT, make_policy, objective, rollout_config
+
+B = make_policy("dream").backbone.config
+N = memory.num_parameters(B)
+ALONE = (objective(), OptimConfig(rows_per_forward=8), rollout_config())
+
+
+def sizes(model: ModelConfig | None = None, **split: object) -> Sizes:
+    model = model or ModelConfig(dtype=Dtype.bfloat16)
+    return Sizes(model=model, backbone=B, row=12, split=Split(**split))  # type: ignore[arg-type]
+
+
+def config(model: ModelConfig | None = None, **changes: object) -> RunConfig:
+    """4 prompts of 4 completions, 2 views: 32 view-rows a step."""
+    found = RunConfig(
+        model=model or ModelConfig(dtype=Dtype.bfloat16),
+        masking=CoupledConfig(),
+        rollout=replace(rollout_config(), prompts_per_step=4, group_size=4),
+        objective=ObjectiveConfig(),
+        optim=OptimConfig(rows_per_forward=4),
+    )
+    return replace(found, **changes)
+
+
+def counter() -> FlopCounterMode:
+    """torch's own, taught the attention that a CPU runs."""
+
+    def forward(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def backward(grad: torch.Size, *shapes: torch.Size, **_: object) -> int:
+        return sdpa_backward_flop_count(grad, *shapes[:3])
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backwards = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(display=False, custom_mapping={attention: forward, backwards: backward})
+
+
+@pytest.mark.parametrize("cache", CacheMode)
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_flops_of_rollout_are_those_that_torch_counts(family: str, cache: CacheMode) -> None:
+    policy = make_policy(family)
+    policy.special = replace(policy.special, stop=(-1,))  # no row ends early
+    settings = replace(
+        rollout_config(), cache=cache, gen_length=12, block_length=4, steps=6, max_rows=3
+    )
+    prompts = [[5, 6, 7], [7, 6, 5], [8, 9, 3]]
+    with counter() as measured:
+        decode(policy, prompts, torch.arange(3), settings, rng.stream(0, "test"))
+    counted = 3 * cost.rollout_flops(policy.backbone.config, settings, row=15)
+    shift = 1.25 if family == "dream" and cache != CacheMode.none else 1.0  # one column more a step
+    assert counted <= measured.get_total_flops() <= shift * counted
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flops_of_the_learner_are_those_that_torch_counts(checkpointing: bool) -> None:
+    policy = make_policy("llada")
+    policy.backbone.gradient_checkpointing = checkpointing
+    ids_MS, canvas = torch.full((6, 14), 5), 8
+    row_N = torch.arange(6).repeat_interleave(canvas)
+    position_N = (6 + torch.arange(canvas)).repeat(6)
+    lengths_M = torch.full((6,), 14)
+    with counter() as measured:
+        logp_N, _ = policy(ids_MS, lengths_M, row_N, position_N, torch.full_like(row_N, 5), 1.0)
+        logp_N.sum().backward()
+    model = ModelConfig(gradient_checkpointing=checkpointing)
+    settings = config(model=model, rollout=replace(rollout_config(), gen_length=canvas))
+    counted = 3 * cost.learner_flops(policy.backbone.config, settings, row=14)  # 3 x 2 views
+    assert measured.get_total_flops() == pytest.approx(counted, rel=0.1)
+
+
+def test_an_adapters_backward_and_frozen_policies_are_counted() -> None:
+    lora = ModelConfig(lora=LoraConfig(rank=4))
+    assert cost.passes(config()) == {"frozen": 0, "trained": 3}
+    assert cost.passes(config(lora, objective=objective(kl_coef=0.1))) == {
+        "frozen": 1,
+        "trained": 2,
+    }
+    assert cost.passes(config(masking=SequentialConfig()))["frozen"] == 1
+    assert cost.passes(config(masking=SequentialConfig(low_prob_threshold=1)))["frozen"] == 0
+
+
+@given(stage=st.integers(1, 3), ranks=st.integers(1, 512), dtype=st.sampled_from(Dtype))
+def test_what_zero_splits_adds_up_to_what_one_rank_holds(
+    stage: int, ranks: int, dtype: Dtype
+) -> None:
+    model = ModelConfig(dtype=dtype)
+    one = memory.training(sizes(model, stage=stage, ranks=1), *ALONE)
+    each = memory.training(sizes(model, stage=stage, ranks=ranks), *ALONE)
+    split = {"master weights", "AdamW moments"}
+    split |= {"gradients"} if stage >= 2 else set()
+    split |= {"weights"} if stage == 3 else set()
+    assert one.keys() == each.keys()
+    for name in one:
+        if name in split:
+            assert ranks * each[name] <= one[name] < ranks * (each[name] + 1), name
+        else:
+            assert each[name] == one[name], name
+
+
+def test_zero_3_on_one_rank_in_float32_holds_what_one_process_holds() -> None:
+    model = ModelConfig(dtype=Dtype.float32)
+    alone = memory.training(sizes(model), *ALONE)
+    zero = memory.training(sizes(model, stage=3), *ALONE[:2], rollout_shared())
+    extra = {"master weights", "gathered weights"}  # DeepSpeed copies, and gathers from itself
+    assert {name: size for name, size in zero.items() if name not in extra} == alone
+
+
+def rollout_shared() -> RolloutConfig:
+    return replace(rollout_config(), weights=RolloutWeights.shared)
+
+
+def test_bytes_of_a_weight_at_each_stage() -> None:
+    """bfloat16: 2 weight + 4 master + 8 moments + 4 gradient, split more with each stage."""
+
+    def per_weight(terms: Terms) -> float:
+        names = ("weights", "master weights", "AdamW moments", "gradients", "gradient buckets")
+        return sum(terms.get(name, 0) for name in names) / N
+
+    found = [per_weight(memory.training(sizes(stage=stage, ranks=8), *ALONE)) for stage in range(4)]
+    assert found == pytest.approx([4 + 8 + 4 + 4, 2 + 1.5 + 2, 2 + 1.5 + 0.5, 0.25 + 1.5 + 0.5])
+
+
+@pytest.mark.xfail(strict=True, reason="the engine of several ranks is not merged yet")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(1, Dtype.bfloat16), (2, Dtype.bfloat16), (3, Dtype.bfloat16), (3, Dtype.float32)],
+)
+def test_a_rank_of_two_holds_what_is_said(stage: int, dtype: Dtype, tmp_path: Path) -> None:
+    settings = tmp_path / "deepspeed.json"
+    eager = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+    strict = {f"stage3_{name}": 0 for name in (*eager, "prefetch_bucket_size")}
+    settings.write_text(json.dumps({"zero_optimization": strict}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", ROOT / "tests/held.py", str(stage), dtype, settings],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["held"] == pytest.approx(sum(found["said"].values()), rel=0.03)
+
+
+def test_offloading_leaves_neither_masters_nor_moments_on_the_gpu() -> None:
+    terms = memory.held(
+        sizes(stage=3, offload_optimizer=True, offload_parameters=True), *ALONE[::2]
+    )
+    assert terms.keys() == {"replica"}
+
+
+def test_a_gathered_sampler_holds_one_block() -> None:
+    gather = replace(rollout_config(), weights=RolloutWeights.gather)
+    terms = memory.frozen(sizes(stage=3, ranks=2), objective(), gather)
+    rest = N - B.num_layers * memory.block_parameters(B)
+    assert terms == {"gathered sampler": 2 * (rest + 2 * memory.block_parameters(B))}
+
+
+def test_logits_on_a_cpu_are_made_in_smaller_chunks() -> None:
+    gpu, cpu = sizes(), replace(sizes(), on_cpu=True)
+    assert memory.logits(gpu) == 4 * 256 * 2**20
+    assert memory.logits(cpu) == 4 * 16 * 2**20
+
+
+def test_traffic_of_each_stage_by_hand() -> None:
+    """Two ranks send half of a tensor; 16 view-rows of a rank are 4 micro-batches."""
+
+    def sent(stage: int) -> Terms:
+        return cost.traffic(sizes(stage=stage, ranks=2), config())
+
+    assert sent(0) == {"all-reduce of gradients": 2 * 4 * N // 2}
+    assert sent(1) == {"reduce-scatter of gradients": N, "all-gather of new weights": N}
+    assert sent(2) == {"reduce-scatter of gradients": 4 * N, "all-gather of new weights": N}
+    assert sent(3) == {
+        "reduce-scatter of gradients": 4 * N,
+        "all-gather in forwards": 4 * N,
+        "all-gather in backwards": 4 * N,
+        "refresh of the replica": N,
+    }
+    assert cost.traffic(sizes(), config()) == {}
+
+
+def test_gathering_in_rollout_sends_the_blocks_at_every_step() -> None:
+    rollout = replace(config().rollout, weights=RolloutWeights.gather, max_rows=4)
+    sent = cost.traffic(sizes(stage=3, ranks=2), config(rollout=rollout))
+    blocks = B.num_layers * memory.block_parameters(B)
+    assert sent["all-gather in rollout"] == blocks * 8 * 2  # 8 steps of 8 rows, 4 at a time
+
+
+def test_ranks_of_a_cluster() -> None:
+    cluster = ClusterConfig(num_processes=8, num_machines=8, bucket_mb=100)
+    split = memory.split_of(cluster)
+    assert (split.ranks, split.stage, split.bucket) == (64, 3, 10**8)
+    assert memory.split_of(ClusterConfig()).stage == 0
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_docs_are_what_the_script_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import plan as script
+
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"```bash\npython (scripts/plan.py .*?)\n```\n", text, flags=re.S))
+    assert len(blocks) == 11
+    for block in blocks:
+        monkeypatch.setattr(sys, "argv", block[1].replace("\\\n", " ").split())
+        script.main()
+        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+        assert text[block.end() :].strip().startswith(printed), block[1]
+
+
+def plan(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "plan.py", *words],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_script_says_what_an_8b_model_needs_on_8_gpus() -> None:
+    done = plan("model=llada", "task=math", "cluster.num_processes=8", "rollout.block_length=32")
+    assert done.returncode == 0, done.stderr
+    cells = dict(re.findall(r"^\| ([\w ]+?) +\| +([\d.]+)", done.stdout, flags=re.M))
+    total = 8_015_581_184
+    assert cells["weights"] == f"{2 * total / 8 / 2**30:.2f}"
+    assert cells["master weights"] == f"{4 * total / 8 / 2**30:.2f}"
+    assert cells["AdamW moments"] == f"{8 * total / 8 / 2**30:.2f}"
+    assert cells["replica"] == f"{2 * total / 2**30:.2f}"
+    assert cells["refresh of the replica"] == f"{2 * total * 7 / 8 / 1e9:.1f}"
+
+
+def test_the_script_has_a_line_for_each_value() -> None:
+    done = plan("model=tiny", "cluster.num_processes=2", "--over", "rollout.group_size=4,8")
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == ["4", "8"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["cluster.num_processes=7"], "cannot be shared by 7 ranks alike"),
+        (["model.path=nowhere"], "model.path=nowhere is not a folder"),
+        (["modle=llada"], "modle"),
+        (["--over", "seed"], "--over=seed must be KEY=V1,V2"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], reason: str) -> None:
+    done = plan(*words)
+    assert done.returncode == 1 and reason in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_published_sizes_are_found_for_every_model_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from shapes import HUB, SHAPES
+
+    paths = {str(OmegaConf.load(f).path) for f in (ROOT / "conf/model").glob("*.yaml")
+             if "data/" not in f.read_text()}  # fmt: skip
+    assert paths == set(HUB)
+    assert set(HUB.values()) <= set(SHAPES)
+    assert all(isinstance(shape, BackboneConfig) for _, shape in SHAPES.values())

@@ -6,26 +6,21 @@ from math import inf, isfinite
 from typing import Any
 
 from drift.config import (
-    AllConfig,
     BaseConfig,
     CacheMode,
     Confidence,
     CountdownConfig,
-    CoupledConfig,
-    Importance,
-    PolicyLoss,
-    RandomConfig,
     RemaskingRule,
     RolloutConfig,
     RunConfig,
     SandboxConfig,
     ScoreConfig,
-    SequentialConfig,
     SFTConfig,
     SudokuConfig,
     TaskConfig,
 )
 from drift.errors import ConfigError
+from drift.validate_learning import masking_problems, objective_problems
 
 MIN_MEMORY_MB = 128
 POSITIVE = (
@@ -40,6 +35,8 @@ POSITIVE = (
     "optim.eps",
     "optim.rows_per_forward",
     "masking.num_views",
+    "masking.shrink",
+    "masking.block_length",
     "objective.num_updates",
     "objective.importance_cap",
     "sft.batch_size",
@@ -139,8 +136,8 @@ def problems(config: BaseConfig) -> Iterator[str]:
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
-        yield from _masking(config)
-        yield from _objective(config)
+        yield from masking_problems(config)
+        yield from objective_problems(config)
     if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
@@ -233,51 +230,6 @@ def _task(task: TaskConfig) -> Iterator[str]:
         yield (
             f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
             "satisfy 1 <= min_empty <= max_empty <= 12"
-        )
-
-
-def _masking(config: RunConfig) -> Iterator[str]:
-    masking = config.masking
-    if isinstance(masking, SequentialConfig) and not 0 <= masking.low_prob_threshold <= 1:
-        yield f"masking.low_prob_threshold={masking.low_prob_threshold} must be within 0 and 1"
-    if isinstance(masking, RandomConfig) and not 0 < masking.ratio <= 1:
-        yield f"masking.ratio={masking.ratio} must be within 0 (excluded) and 1"
-    if isinstance(masking, CoupledConfig) and masking.num_views % 2:
-        yield (
-            f"masking.num_views={masking.num_views} must be even for masking=coupled: "
-            "a view and its complement"
-        )
-    if isinstance(masking, AllConfig) and masking.num_views != 1:
-        yield (
-            f"masking.num_views={masking.num_views} must be 1 for masking=all: "
-            "everything is hidden in every view"
-        )
-
-
-def _objective(config: RunConfig) -> Iterator[str]:
-    objective = config.objective
-    if config.rollout.group_size < 2:
-        yield (
-            f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
-            "completion with; use 2 or more"
-        )
-    if objective.policy_loss == PolicyLoss.reinforce and objective.num_updates > 1:
-        yield (
-            f"objective.num_updates={objective.num_updates} needs a ratio to the old policy; "
-            "set objective.policy_loss=ppo_clip or num_updates=1"
-        )
-    if objective.importance != Importance.none and not isinstance(config.masking, SequentialConfig):
-        yield (
-            f"objective.importance={objective.importance} compares sampler and learner in the "
-            f"sampler's own states, which masking={config.masking.strategy} does not score; use "
-            "masking=sequential or importance=none"
-        )
-    if objective.clip_low >= 1:
-        yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"
-    if config.rollout.temperature == 0:
-        yield (
-            "rollout.temperature=0 makes every completion of a group the same; "
-            "use a value above 0, for example 1"
         )
 
 

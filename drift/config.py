@@ -288,6 +288,30 @@ class GenerateConfig(BaseConfig):
     chat: bool = True  # put the checkpoint's chat template, if it has one, around each prompt
 
 
+@dataclass
+class ToyConfig:
+    """The lab's model: random weights, every answer can be counted."""
+
+    num_words: int = 3  # that it can write; the first of them is its stop token
+    prompt_length: int = 2
+    sharpness: float = 3.0  # multiplies the head's weights: how sure the network is
+
+
+@dataclass
+class LabConfig:
+    """`python -m drift.lab`."""
+
+    rollout: RolloutConfig = MISSING
+    toy: ToyConfig = field(default_factory=ToyConfig)
+    toys: int = 8  # random networks that are averaged
+    draws: int = 64  # of masks, for each trajectory; even
+    groups: int = 2000  # of completions, for the table of objectives
+    lag: float = 0.1  # between the policy and the one that sampled, as a share of each weight
+    page: str | None = None  # a Markdown file whose part between the marks is made anew
+    seed: int = 0
+    output_dir: str = ""  # as in BaseConfig
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {
@@ -327,7 +351,7 @@ def register() -> None:
     store = ConfigStore.instance()
     schemas = {"run": RunConfig, "sft": SFTConfig, "eval": EvalRunConfig, "doctor": DoctorConfig}
     schemas |= {"export": ExportConfig, "generate": GenerateConfig}
-    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig}
+    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig, "lab": LabConfig}
     for name, node in schemas.items():
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

@@ -10,6 +10,7 @@ from drift.config import (
     CacheMode,
     Confidence,
     CountdownConfig,
+    LabConfig,
     RemaskingRule,
     RolloutConfig,
     RunConfig,
@@ -60,6 +61,10 @@ POSITIVE = (
     "eval.max_examples",
     "checkpoint.keep",
     "num_steps",
+    "toys",
+    "groups",
+    "toy.prompt_length",
+    "toy.sharpness",
 )
 NOT_NEGATIVE = (
     "rollout.temperature",
@@ -77,6 +82,7 @@ NOT_NEGATIVE = (
     "masking.temperature",
     "eval.every",
     "checkpoint.every",
+    "lag",
 )
 FINITE = (
     "rollout.position_temperature",
@@ -131,7 +137,7 @@ def out_of_range(config: object) -> Iterator[str]:
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
-    yield from _rollout(config)
+    yield from _rollout(config.rollout)
     yield from _task(config.task)
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
@@ -142,8 +148,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
 
-def _rollout(config: BaseConfig) -> Iterator[str]:
-    rollout = config.rollout
+def _rollout(rollout: RolloutConfig) -> Iterator[str]:
     if min(rollout.gen_length, rollout.block_length, rollout.steps) <= 0:
         return
     if rollout.gen_length % rollout.block_length:
@@ -244,5 +249,7 @@ def validate(config: object) -> None:
         found = list(problems(config))
     elif isinstance(config, ScoreConfig):
         found = [*out_of_range(config), *_task(config.task)]
+    elif isinstance(config, LabConfig):
+        found = [*out_of_range(config), *_rollout(config.rollout)]
     if found:
         raise ConfigError("; ".join(found))

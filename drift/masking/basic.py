@@ -85,8 +85,8 @@ def coupled_ratio(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int)
 
     coupled-GRPO as DiffuCoder has it (arXiv 2506.20639): with u ~ U(min_ratio, max_ratio) drawn for
     each row and triple, a token's log-prob is (log p_all + w log p_k) / 2, where k is the view of
-    the two that hides it and w is 1/u or 1/(1-u). As published, a token's weights add up to 3/2 on average, not 1:
-    ratios and KL are of a log-prob that is half too large.
+    the two that hides it and w is 1/u or 1/(1-u). These weights, its code's, add up to 3/2 on
+    average and not to 1: ratios and KL are of a log-prob that is half too large.
     """
     assert isinstance(config, CoupledRatioConfig)
     triples = config.num_views // 3

@@ -294,7 +294,7 @@ class ToyConfig:
 
     num_words: int = 3  # that it can write; the first of them is its stop token
     prompt_length: int = 2
-    sharpness: float = 3.0  # multiplies the head's weights: how sure the network is
+    sharpness: float = 2.0  # multiplies the head's weights: how sure the network is
 
 
 @dataclass
@@ -304,9 +304,9 @@ class LabConfig:
     rollout: RolloutConfig = MISSING
     toy: ToyConfig = field(default_factory=ToyConfig)
     toys: int = 8  # random networks that are averaged
-    draws: int = 64  # of masks, for each trajectory; even
+    draws: int = 32  # of masks, for each trajectory; even
     groups: int = 2000  # of completions, for the table of objectives
-    lag: float = 0.1  # between the policy and the one that sampled, as a share of each weight
+    lag: float = 0.03  # between the policy and the one that sampled, as a share of each weight
     page: str | None = None  # a Markdown file whose part between the marks is made anew
     seed: int = 0
     output_dir: str = ""  # as in BaseConfig

@@ -251,12 +251,14 @@ def masking_table(rows: dict[str, list[dict[str, float]]]) -> str:
 
 
 def objective_table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A line for each masking, a column for each objective: cosine, and noise of a group."""
+    """A line for each masking, a column for each objective: cosine / norm / std of a group."""
     names = list(objectives())
     lines = ["| masking | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for masking, reports in rows.items():
         cells = [
-            f"{reports[name]['cosine']:.2f} / {reports[name]['std']:.0f}" if name in reports else ""
+            "{cosine:.2f} / {norm:.1f} / {std:.1f}".format(**reports[name])
+            if name in reports
+            else ""
             for name in names
         ]
         lines.append(f"| {masking} | " + " | ".join(cells) + " |")

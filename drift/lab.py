@@ -45,6 +45,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("drift")
 Results = dict[str, list[dict[str, Any]]]
+MAX_DRAWS = 20_000  # joint draws of one state
+MAX_STATES = 4096  # whose gradients are kept: about 250 MiB for each thousand
+UNCOUNTED = {
+    "top_p": None,
+    "top_k": None,
+    "position_temperature": 0.0,
+    "suppress_end": "none",
+    "cache": "none",
+}
 BUDGETS = (1, 2, 4, 8)  # forwards of one completion
 BEGIN, END = "<!-- made by python -m drift.lab: begin -->", "<!-- end -->"
 
@@ -131,13 +140,11 @@ def table_maskings(block_length: int) -> dict[str, MaskingConfig]:
 
 
 def check(config: LabConfig) -> None:
-    """Refuse what the lab does not count.
+    """Refuse what the lab does not count, before anything is done.
 
     Raises:
         ConfigError: one line.
     """
-    from drift.toy import MAX_DRAWS
-
     rollout, toy = config.rollout, config.toy
     draws = toy.num_words**rollout.block_length
     if toy.num_words < 2 or draws > MAX_DRAWS:
@@ -145,16 +152,24 @@ def check(config: LabConfig) -> None:
             f"toy.num_words={toy.num_words} with rollout.block_length={rollout.block_length} are "
             f"{draws} joint draws of a block; use 2 or more words and at most {MAX_DRAWS} draws"
         )
+    states = (toy.num_words + 1) ** rollout.gen_length * 2**toy.prompt_length
+    if states > MAX_STATES:
+        raise ConfigError(
+            f"toy.num_words={toy.num_words}, rollout.gen_length={rollout.gen_length} and "
+            f"toy.prompt_length={toy.prompt_length} make {states} states; at most {MAX_STATES} "
+            "are counted: lower one of them"
+        )
     if config.draws < 2 or config.draws % 2:
         raise ConfigError(f"draws={config.draws} must be even and 2 or more")
-    for name in ("top_p", "top_k"):
-        if getattr(rollout, name) is not None:
-            raise ConfigError(f"rollout.{name} is not counted by the lab; remove it")
-    if rollout.position_temperature or rollout.suppress_end != "none" or rollout.cache != "none":
-        raise ConfigError(
-            "rollout.position_temperature, suppress_end and cache are not counted by the lab; "
-            "leave them at 0, none and none"
-        )
+    if config.groups < 2:
+        raise ConfigError(f"groups={config.groups} must be 2 or more")
+    for name, off in UNCOUNTED.items():
+        value = getattr(rollout, name)
+        if value != off:
+            known = "null" if off is None else off
+            raise ConfigError(f"rollout.{name}={value} is not counted by the lab; leave it {known}")
+    if config.page is not None:
+        page_parts(Path(config.page))
 
 
 def measure_toy(config: LabConfig, number: int) -> dict[str, Any]:
@@ -314,17 +329,23 @@ def plot(mean: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write_page(page: Path, tables: str) -> None:
-    """Replace the part of a page between its marks.
+def page_parts(page: Path) -> tuple[str, str]:
+    """What stands before and behind the part of a page that the lab makes.
 
     Raises:
         ConfigError: the page or its marks are missing.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if BEGIN not in text or END not in text.split(BEGIN)[1]:
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
         raise ConfigError(f"page={page}: no such page, or it lacks the lines {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    return before, after
+
+
+def write_page(page: Path, tables: str) -> None:
+    """Replace the part of a page between its marks."""
+    before, after = page_parts(page)
     page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
 
 

@@ -23,7 +23,6 @@ from drift.sampling import CONFIDENCES
 from drift.types import Trace
 
 STOP, MASK, FIRST = 0, 1, 2  # token ids: the stop token is a word, too
-MAX_DRAWS = 20_000  # joint draws of one state
 
 
 def make_toy(config: ToyConfig, length: int, seed: int) -> Policy:

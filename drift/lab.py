@@ -41,7 +41,7 @@ from drift.files import write_json
 from drift.validate_learning import masking_problems, objective_problems
 
 if TYPE_CHECKING:
-    from drift.estimates import Truth
+    from drift.truth import Truth
 
 log = logging.getLogger("drift")
 Results = dict[str, list[dict[str, Any]]]
@@ -174,8 +174,9 @@ def check(config: LabConfig) -> None:
 
 def measure_toy(config: LabConfig, number: int) -> dict[str, Any]:
     """Everything about one random network."""
-    from drift.estimates import count, measure_masking
+    from drift.estimates import measure_masking
     from drift.toy import make_toy, space_of
+    from drift.truth import count
 
     length = config.rollout.gen_length
     space = space_of(config.toy, length)
@@ -211,8 +212,9 @@ def facts(truth: "Truth") -> dict[str, float]:
 
 def measure_objectives(config: LabConfig, number: int, lag: float) -> dict[str, Any]:
     """Each masking with each objective, by a policy that is `lag` away from the sampler."""
-    from drift.estimates import count, measure_objective
+    from drift.estimates import measure_objective
     from drift.toy import lagging, make_toy, space_of, table
+    from drift.truth import count
 
     rollout = config.rollout
     space = space_of(config.toy, rollout.gen_length)
@@ -311,20 +313,22 @@ def plot(mean: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    colors = iter(pyplot.get_cmap("tab20").colors)
     for table, style in (("basic", "o-"), ("other", "s--")):
         for name, reports in mean[table].items():
-            forwards = [r["forwards"] for r in reports]
-            axes[0].plot(forwards, [r["bias"] for r in reports], style, ms=4, label=name)
-            axes[1].plot(forwards, [r["masking_std"] for r in reports], style, ms=4, label=name)
-    for axis, title in zip(
-        axes, ("bias of the gradient", "standard deviation that the masks add"), strict=True
-    ):
+            forwards, color = [r["forwards"] for r in reports], next(colors)
+            for axis, key in zip(axes, ("bias", "masking_std"), strict=True):
+                values = [r[key] for r in reports]
+                axis.plot(forwards, values, style, ms=5, color=color, label=name)
+    titles = ("bias of the gradient", "standard deviation that the masks add")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="forwards of one completion", title=f"{title}, / |exact gradient|")
         axis.set_xscale("log", base=2)
+        axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7, loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -33,13 +33,7 @@ from drift.config import (
     TraceConfig,
 )
 from drift.decoding import decode
-from drift.estimates import (
-    Truth,
-    as_rollout,
-    count,
-    measure_masking,
-    measure_objective,
-)
+from drift.estimates import measure_masking, measure_objective
 from drift.lab import BEGIN, END, averaged, basic_maskings, other_maskings
 from drift.likelihood import micro_batches, score
 from drift.masking import build_views, prompt_masks
@@ -54,6 +48,7 @@ from drift.toy import (
     table,
     word_logps,
 )
+from drift.truth import Truth, as_rollout, count
 from tests.conftest import Run, rollout_config
 
 TOY = ToyConfig()

@@ -1,6 +1,6 @@
 """What can be counted of a toy (drift.toy): likelihoods, the exact gradient, the sampler's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,26 +68,16 @@ def count(
     own = enumerate_trajectories(leaf_SCW, table(policy, space, 1.0), space, config)
     reward_B = reward(space, own.digits_BC).double()
     (exact_SCW,) = torch.autograd.grad((own.prob_B * reward_B).sum(), leaf_SCW)
-    committed_BC = own.trace.committed_BC
-    values_B = own.prob_B.detach() * (reward_B - (own.prob_B.detach() * reward_B).sum())
-    trace_E = torch.zeros(len(gradient_EP), dtype=torch.float64)
-    for s in range(int(own.trace.nfe_B.max())):
-        hidden_BC, scored_BC = own.trace.state(torch.tensor(s))
-        state_B = space.number(torch.where(hidden_BC, 0, own.digits_BC))
-        b, c = (scored_BC & committed_BC).nonzero(as_tuple=True)
-        entry_N = entry_TCW[state_B[b], c, own.digits_BC[b, c] - 1]
-        trace_E.index_add_(0, entry_N, values_B[b])
-
+    own = detached(own)
     seen = own
     if sampler is not policy:
-        old_SCW = table(sampler, space, temperature)
-        seen = enumerate_trajectories(old_SCW, table(sampler, space, 1.0), space, config)
-    seen = Trajectories(trace=seen.trace, prob_B=seen.prob_B.detach(), digits_BC=seen.digits_BC)
-    shown = real_TCW[: space.num_canvases]
+        tables = (table(sampler, space, t) for t in (temperature, 1.0))
+        seen = enumerate_trajectories(*tables, space, config)
+    shown_SCW = real_TCW[: space.num_canvases]
     exact_E = torch.zeros(len(gradient_EP), dtype=torch.float64)
-    exact_E[entry_TCW[: space.num_canvases][shown]] = exact_SCW[shown]
+    exact_E[entry_TCW[: space.num_canvases][shown_SCW]] = exact_SCW[shown_SCW]
     answer_prob = torch.zeros(space.num_canvases, dtype=torch.float64).index_add(
-        0, space.number(own.digits_BC), own.prob_B.detach()
+        0, space.number(own.digits_BC), own.prob_B
     )
     return Truth(
         space=space,
@@ -98,9 +88,31 @@ def count(
         trajectories=seen,
         reward_B=reward(space, seen.digits_BC).double(),
         exact_E=exact_E,
-        trace_E=trace_E,
+        trace_E=sampler_gradient(own, space, entry_TCW, len(gradient_EP)),
         loglik_B=answer_prob[space.number(seen.digits_BC)].log(),
     )
+
+
+def detached(trajectories: Trajectories) -> Trajectories:
+    """The same without graph."""
+    return replace(trajectories, prob_B=trajectories.prob_B.detach())
+
+
+def sampler_gradient(own: Trajectories, space: Space, entry_TCW: Tensor, size: int) -> Tensor:
+    """E[(R - E[R]) sum over steps of grad log p(tokens committed | what the sampler saw)]: [E].
+
+    The score function of the tokens alone. How the weights change which positions are committed is
+    not in it, so it is the exact gradient only where the order does not depend on the words.
+    """
+    reward_B = reward(space, own.digits_BC).double()
+    value_B = own.prob_B * (reward_B - (own.prob_B * reward_B).sum())
+    total_E = torch.zeros(size, dtype=torch.float64)
+    for step in range(int(own.trace.nfe_B.max())):
+        hidden_BC, committed_BC = own.trace.state(torch.tensor(step))
+        state_B = space.number(torch.where(hidden_BC, 0, own.digits_BC))
+        b, c = committed_BC.nonzero(as_tuple=True)
+        total_E.index_add_(0, entry_TCW[state_B[b], c, own.digits_BC[b, c] - 1], value_B[b])
+    return total_E
 
 
 def as_rollout(truth: Truth, chosen_B: Tensor, group_size: int) -> Rollout:

@@ -32,6 +32,8 @@ LEVELS: dict[PolicyLoss, tuple[Level, ...]] = {
 STATES = (MaskingStrategy.sequential, MaskingStrategy.replay)
 # whose views hide a token at several t, with 1/t weights
 TIMES = (MaskingStrategy.elbo, MaskingStrategy.quadrature, MaskingStrategy.block)
+# whose views score some tokens more often than others
+UNEVEN = (MaskingStrategy.sequential, MaskingStrategy.random)
 # each of whose views estimates the whole row's log-likelihood
 WHOLE = (MaskingStrategy.elbo, MaskingStrategy.block, MaskingStrategy.random, MaskingStrategy.all)
 
@@ -141,6 +143,12 @@ def _level(config: RunConfig) -> Iterator[str]:
         yield (
             f"objective.level={objective.level} does not go with "
             f"objective.policy_loss={objective.policy_loss}; use level={' or '.join(allowed)}"
+        )
+    strategy = config.masking.strategy
+    if objective.level == Level.token and strategy in UNEVEN:
+        yield (
+            f"objective.level=token adds up a token's views, but masking={strategy} scores some "
+            "tokens more often than others; use level=view or sequence, or another masking"
         )
     exploding = objective.kl_coef != 0 and objective.kl_estimator == KLEstimator.k3
     if objective.level == Level.sequence and exploding:

@@ -174,6 +174,10 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "use level=view",
         ),
         (
+            ["objective=ppo_clip", "objective.level=token"],
+            "objective.level=token adds up a token's views, but masking=sequential scores some",
+        ),
+        (
             ["experiment=spg", "masking=coupled"],
             "objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
             "masking=coupled has not; use masking=elbo, quadrature or block",

@@ -42,32 +42,25 @@ def elbo(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> Maske
     """
     assert isinstance(config, ElboConfig)
     time_KB = draw_times(rows_B, config.num_views, config.times, rng.stream(key, "times"))
-    paired = config.times == Times.antithetic
-    length_B = trace.committed_BC.sum(1)
+    length_B = trace.committed_BC.sum(1).double()
+    whole_B = length_B / (length_B + 1) if config.exact_count else torch.ones_like(length_B)
     views: list[Tensor] = []
     shares: list[Tensor] = []
     for k, time_B in enumerate(time_KB):
-        if paired and k % 2:
-            views.append(~views[-1])
-            shares.append(trace_share(length_B, config.exact_count) - shares[-1])
-            continue
         stream = rng.stream(key, "elbo", k)
-        if config.exact_count:
-            count_B = (time_B * (length_B + 1)).long()
-            views.append(random_ranks(trace.committed_BC, rows_B, stream) < count_B[:, None])
-            shares.append(count_B.double() / (length_B + 1))
+        if config.times == Times.antithetic and k % 2:
+            hidden_BC, share_B = ~views[-1], whole_B - shares[-1]
+        elif config.exact_count:
+            count_B = (time_B * (length_B + 1)).floor()
+            ranks_BC = random_ranks(trace.committed_BC, rows_B, stream)
+            hidden_BC, share_B = ranks_BC < count_B[:, None], count_B / (length_B + 1)
         else:
-            views.append(bernoulli(trace, rows_B, time_B, stream))
-            shares.append(time_B)
+            hidden_BC, share_B = bernoulli(trace, rows_B, time_B, stream), time_B
+        views.append(hidden_BC)
+        shares.append(share_B)
     share_KB = torch.stack(shares)
     weight_KB = torch.where(share_KB > 0, 1 / (config.num_views * share_KB), 0.0)
     return hide_and_score(trace, torch.stack(views), weight_KB.float())
-
-
-def trace_share(length_B: Tensor, exact_count: bool) -> Tensor:
-    """What the shares t of a view and of its complement add up to: [B] float64."""
-    length_B = length_B.double()
-    return length_B / (length_B + 1) if exact_count else torch.ones_like(length_B)
 
 
 def bernoulli(trace: Trace, rows_B: Tensor, time_B: Tensor, key: int) -> Tensor:

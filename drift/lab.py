@@ -6,6 +6,7 @@ counts the truth, measures each masking and each masking with each objective aga
 `page=docs/lab.md` it also makes that page's tables and its picture anew.
 """
 
+import itertools
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -314,10 +315,10 @@ def plot(mean: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    colors = iter(pyplot.get_cmap("tab20").colors)
+    colors, number = pyplot.get_cmap("tab20"), itertools.count()
     for table, style in (("basic", "o-"), ("other", "s--")):
         for name, reports in mean[table].items():
-            forwards, color = [r["forwards"] for r in reports], next(colors)
+            forwards, color = [r["forwards"] for r in reports], colors(next(number))
             for axis, key in zip(axes, ("bias", "masking_std"), strict=True):
                 values = [r[key] for r in reports]
                 axis.plot(forwards, values, style, ms=5, color=color, label=name)

@@ -71,8 +71,8 @@ def count(
     own = detached(own)
     seen = own
     if sampler is not policy:
-        tables = (table(sampler, space, t) for t in (temperature, 1.0))
-        seen = enumerate_trajectories(*tables, space, config)
+        old_SCW, plain_SCW = (table(sampler, space, t) for t in (temperature, 1.0))
+        seen = enumerate_trajectories(old_SCW, plain_SCW, space, config)
     shown_SCW = real_TCW[: space.num_canvases]
     exact_E = torch.zeros(len(gradient_EP), dtype=torch.float64)
     exact_E[entry_TCW[: space.num_canvases][shown_SCW]] = exact_SCW[shown_SCW]

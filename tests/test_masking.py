@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 from drift import rng
 from drift.config import (
@@ -37,7 +38,7 @@ from drift.masking import (
 )
 from drift.masking.elbo import block, draw_times, elbo, quadrature
 from drift.masking.states import draw_steps, step_surprisal
-from tests.conftest import bools, make_rollout, make_trace
+from tests.conftest import make_rollout, make_trace
 
 ROWS = torch.tensor([0])
 KEY = rng.stream(0, "test")
@@ -173,15 +174,35 @@ def test_a_row_gets_the_same_views_in_any_batch(strategy: MaskingStrategy) -> No
         assert torch.equal(together.weight_KB[:, 1:2], alone.weight_KB)
 
 
+@st.composite
+def rows_of_steps(draw: st.DrawFn) -> list[list[int]]:
+    """Unmask steps of some rows of one canvas; each row is committed up to some token."""
+    size = draw(st.integers(1, 7))
+    rows = draw(st.integers(1, 3))
+    lengths = [draw(st.integers(1, size)) for _ in range(rows)]
+    return [
+        [draw(st.integers(0, 9)) for _ in range(length)] + [-1] * (size - length)
+        for length in lengths
+    ]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_scored_tokens_are_hidden_and_committed(strategy: MaskingStrategy) -> None:
-    trace = make_trace([[0, 0, 1, 2, -1, -1], [3, 2, 1, 0, 4, 4]])
-    for key in range(20):
-        views = STRATEGIES[strategy](trace, torch.tensor([0, 1]), EVERY[strategy], key)
-        used = views.scored_KBC | views.candidate_KBC
-        assert not (used & ~views.hidden_KBC).any()
-        assert not (used & (bools([[0, 0, 0, 0, 1, 1], [0] * 6]))).any()
-        assert views.hidden_KBC[:, 0, 4:].all()
+@given(steps=rows_of_steps(), key=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_scored_tokens_are_hidden_and_committed(
+    strategy: MaskingStrategy, steps: list[list[int]], key: int
+) -> None:
+    trace = make_trace(steps)
+    views = STRATEGIES[strategy](trace, torch.arange(len(steps)), EVERY[strategy], key)
+    used_KBC = views.scored_KBC | views.candidate_KBC
+    assert not (used_KBC & ~views.hidden_KBC).any()
+    assert not (used_KBC & ~trace.committed_BC).any()
+    assert (views.hidden_KBC | trace.committed_BC).all()  # what was never committed stays hidden
+    if views.weight_KB is None:
+        assert used_KBC.any(2).any(0).all()  # every row teaches something
+    else:
+        assert views.weight_KB.isfinite().all()
+        assert (views.weight_KB >= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -290,11 +290,12 @@ class GenerateConfig(BaseConfig):
 
 @dataclass
 class ToyConfig:
-    """The lab's model: random weights, every answer can be counted."""
+    """The lab's model: small enough that every answer can be counted."""
 
     num_words: int = 3  # that it can write; the first of them is its stop token
     prompt_length: int = 2
-    sharpness: float = 2.0  # multiplies the head's weights: how sure the network is
+    sharpness: float = 2.0  # multiplies the head's random weights: how sure the network is
+    fit_steps: int = 100  # of training on a random distribution of answers; 0 = random weights
 
 
 @dataclass

@@ -287,8 +287,10 @@ def report(config: LabConfig, mean: dict[str, Any]) -> str:
     """The tables of a page."""
     toy, rollout = mean["toy"], config.rollout
     words, length = config.toy.num_words, rollout.gen_length
+    steps = config.toy.fit_steps
+    kind = f"fitted for {steps} steps" if steps else "of random weights"
     parts = [
-        f"{config.toys} random networks, {words} words, {length} tokens in blocks of "
+        f"{config.toys} networks, {kind}, {words} words, {length} tokens in blocks of "
         f"{rollout.block_length}, {rollout.steps} steps, `rollout.remasking={rollout.remasking}`, "
         f"`rollout.confidence={rollout.confidence}`, temperature {rollout.temperature:g}; "
         f"{config.draws} draws of masks for each trajectory. Means over the networks: "

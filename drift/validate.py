@@ -83,6 +83,7 @@ NOT_NEGATIVE = (
     "eval.every",
     "checkpoint.every",
     "lag",
+    "toy.fit_steps",
 )
 FINITE = (
     "rollout.position_temperature",

@@ -51,7 +51,7 @@ from drift.toy import (
 from drift.truth import Truth, as_rollout, count
 from tests.conftest import Run, rollout_config
 
-TOY = ToyConfig()
+TOY = ToyConfig(fit_steps=0)
 KEY = rng.stream(0, "test")
 KIND = MaskingStrategy
 
@@ -180,6 +180,24 @@ def test_hidden_prompt_tokens_reach_the_network() -> None:
     )
     shown = torch.cat([batch.ids_MS[:, : len(space.prompt)] for batch in batches])
     assert torch.equal(shown == policy.special.mask, masks[0])
+
+
+def test_a_fitted_toy_speaks_more_alike_in_every_order() -> None:
+    # the probabilities of an answer in its orders, by the random-order sampler's trajectories
+    spreads = []
+    for steps in (0, 150):
+        config = ToyConfig(fit_steps=steps)
+        policy, space = make_toy(config, 3, 1), space_of(config, 3)
+        decoded = decoding(gen_length=3, block_length=3, steps=3, confidence=Confidence.random)
+        own = table(policy, space, 1.0)
+        found = enumerate_trajectories(own, own, space, decoded)
+        total_B = found.trace.logp_BC.double().sum(1)
+        answer_B = space.number(found.digits_BC)
+        spreads.append(
+            sum(float(total_B[answer_B == one].std()) for one in answer_B.unique())
+            / len(answer_B.unique())
+        )
+    assert spreads[1] < 0.5 * spreads[0]
 
 
 def test_replay_has_no_bias_against_the_samplers_own_gradient() -> None:

@@ -53,10 +53,23 @@ def leave_one_out(rewards_B: Tensor, group_size: int) -> Tensor:
     return group_centered(rewards_B, group_size) * (group_size / (group_size - 1))
 
 
+def softmax(rewards_B: Tensor, group_size: int) -> Tensor:
+    """G (softmax(c) - softmax(-c)) over each group, c the centered rewards (wd1, arXiv 2507.08838).
+
+    wd1 raises the log-likelihood of the good answers and lowers that of the bad ones by their
+    softmax weights, which bound what one answer can weigh. The factor G makes the mean over a
+    group's rows the sum that wd1 has. Arguments, return and errors as `group_centered`.
+    """
+    centered_PG = group_centered(rewards_B, group_size).view(-1, group_size)
+    contrast_PG = centered_PG.softmax(1) - (-centered_PG).softmax(1)
+    return group_size * contrast_PG.flatten()
+
+
 ESTIMATORS: dict[AdvantageEstimator, Callable[[Tensor, int], Tensor]] = {
     AdvantageEstimator.group_centered: group_centered,
     AdvantageEstimator.group_normalized: group_normalized,
     AdvantageEstimator.leave_one_out: leave_one_out,
+    AdvantageEstimator.softmax: softmax,
 }
 
 

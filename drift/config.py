@@ -16,6 +16,32 @@ from drift.cluster_config import (
     SubmititConfig as SubmititConfig,
 )
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
+from drift.masking_config import (
+    AllConfig as AllConfig,
+    BlockConfig as BlockConfig,
+    CoupledConfig as CoupledConfig,
+    CoupledRatioConfig as CoupledRatioConfig,
+    ElboConfig as ElboConfig,
+    LeftToRightConfig as LeftToRightConfig,
+    MaskingConfig as MaskingConfig,
+    MaskingStrategy as MaskingStrategy,
+    QuadratureConfig as QuadratureConfig,
+    RandomConfig as RandomConfig,
+    ReplayConfig as ReplayConfig,
+    SequentialConfig as SequentialConfig,
+    Times as Times,
+    TraceConfig as TraceConfig,
+)
+from drift.objective_config import (
+    AdvantageEstimator as AdvantageEstimator,
+    Importance as Importance,
+    KLEstimator as KLEstimator,
+    Level as Level,
+    Normalization as Normalization,
+    ObjectiveConfig as ObjectiveConfig,
+    PolicyLoss as PolicyLoss,
+    RewardControl as RewardControl,
+)
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
     CodeConfig as CodeConfig,
@@ -52,13 +78,6 @@ class AttentionBackend(StrEnum):
     flex_attention = "flex_attention"
 
 
-class MaskingStrategy(StrEnum):
-    sequential = "sequential"
-    random = "random"
-    coupled = "coupled"
-    all = "all"
-
-
 class RemaskingRule(StrEnum):
     static = "static"
     threshold = "threshold"
@@ -89,38 +108,6 @@ class RolloutWeights(StrEnum):
     shared = "shared"
     replica = "replica"
     gather = "gather"
-
-
-class AdvantageEstimator(StrEnum):
-    group_normalized = "group_normalized"
-    group_centered = "group_centered"
-    leave_one_out = "leave_one_out"
-
-
-class PolicyLoss(StrEnum):
-    reinforce = "reinforce"
-    ppo_clip = "ppo_clip"
-
-
-class KLEstimator(StrEnum):
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
-
-
-class Normalization(StrEnum):
-    token = "token"
-    sample = "sample"
-
-
-class RewardControl(StrEnum):
-    none = "none"
-    shuffle = "shuffle"
-
-
-class Importance(StrEnum):
-    none = "none"
-    truncated = "truncated"
 
 
 class Schedule(StrEnum):
@@ -157,37 +144,6 @@ class ModelConfig:
 
 
 @dataclass
-class MaskingConfig:
-    strategy: MaskingStrategy = MISSING
-    num_views: int = MISSING
-
-
-@dataclass
-class SequentialConfig(MaskingConfig):
-    """RLDF's masking (arXiv 2605.25638)."""
-
-    num_views: int = 4
-    temperature: float = 1.0  # of the choice of steps: .inf = uniform, 0 = the most surprising
-    low_prob_threshold: float = 0.6  # masked later tokens score if as likely; 1 = none, 0 = all
-
-
-@dataclass
-class RandomConfig(MaskingConfig):
-    num_views: int = 4
-    ratio: float = 0.3
-
-
-@dataclass
-class CoupledConfig(MaskingConfig):
-    num_views: int = 2
-
-
-@dataclass
-class AllConfig(MaskingConfig):
-    num_views: int = 1
-
-
-@dataclass
 class RolloutConfig:
     remasking: RemaskingRule = MISSING
     threshold: float | None = None  # of remasking=threshold
@@ -208,22 +164,6 @@ class RolloutConfig:
     refresh_every: int | None = None  # steps between refreshes inside a block; null = none
     weights: RolloutWeights = RolloutWeights.auto  # replica: a copy in model.dtype
     max_rows: int = 256  # rows decoded at the same time on one rank
-
-
-@dataclass
-class ObjectiveConfig:
-    policy_loss: PolicyLoss = PolicyLoss.reinforce
-    num_updates: int = 1  # optimizer steps on one rollout
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    advantage: AdvantageEstimator = AdvantageEstimator.group_normalized
-    normalization: Normalization = Normalization.sample
-    kl_coef: float = 0.0  # 0: no reference model is loaded
-    kl_estimator: KLEstimator = KLEstimator.k3
-    entropy_coef: float = 0.0
-    importance: Importance = Importance.none  # truncated: corrects a cached sampler's rollouts
-    importance_cap: float = 2.0  # the most that a token counts
-    reward_control: RewardControl = RewardControl.none
 
 
 @dataclass
@@ -352,6 +292,31 @@ class GenerateConfig(BaseConfig):
     chat: bool = True  # put the checkpoint's chat template, if it has one, around each prompt
 
 
+@dataclass
+class ToyConfig:
+    """The lab's model: small enough that every answer can be counted."""
+
+    num_words: int = 3  # that it can write; the first of them is its stop token
+    prompt_length: int = 2
+    sharpness: float = 2.0  # multiplies the head's random weights: how sure the network is
+    fit_steps: int = 100  # of training on a random distribution of answers; 0 = random weights
+
+
+@dataclass
+class LabConfig:
+    """`python -m drift.lab`."""
+
+    rollout: RolloutConfig = MISSING
+    toy: ToyConfig = field(default_factory=ToyConfig)
+    toys: int = 8  # random networks that are averaged
+    draws: int = 32  # of masks, for each trajectory; even
+    groups: int = 2000  # of completions, for the table of objectives
+    lag: float = 0.03  # between the policy and the one that sampled, as a share of each weight
+    page: str | None = None  # a Markdown file whose part between the marks is made anew
+    seed: int = 0
+    output_dir: str = ""  # as in BaseConfig
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
     "task": {
@@ -369,7 +334,14 @@ GROUPS: dict[str, dict[str, type]] = {
         "sequential": SequentialConfig,
         "random": RandomConfig,
         "coupled": CoupledConfig,
+        "coupled_ratio": CoupledRatioConfig,
         "all": AllConfig,
+        "trace": TraceConfig,
+        "replay": ReplayConfig,
+        "elbo": ElboConfig,
+        "quadrature": QuadratureConfig,
+        "block": BlockConfig,
+        "left_to_right": LeftToRightConfig,
     },
     "rollout": {"base": RolloutConfig},
     "objective": {"base": ObjectiveConfig},
@@ -384,7 +356,7 @@ def register() -> None:
     store = ConfigStore.instance()
     schemas = {"run": RunConfig, "sft": SFTConfig, "eval": EvalRunConfig, "doctor": DoctorConfig}
     schemas |= {"export": ExportConfig, "generate": GenerateConfig}
-    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig}
+    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig, "lab": LabConfig}
     for name, node in schemas.items():
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

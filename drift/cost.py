@@ -11,12 +11,16 @@ from math import ceil
 from drift.config import (
     CacheMode,
     Importance,
+    LeftToRightConfig,
+    Level,
     MaskingConfig,
     ObjectiveConfig,
+    ReplayConfig,
     RolloutConfig,
     RolloutWeights,
     RunConfig,
     SequentialConfig,
+    TraceConfig,
 )
 from drift.memory import Sizes, Terms, block_parameters, num_parameters, num_trained
 from drift.policy.backbone import BackboneConfig
@@ -75,7 +79,21 @@ def passes(config: RunConfig) -> dict[str, float]:
 def asks_old(objective: ObjectiveConfig, masking: MaskingConfig) -> bool:
     """Whether the old policy scores the views before the update (update.prepare)."""
     candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1
-    return objective.num_updates > 1 or objective.importance != Importance.none or candidates
+    by_row = objective.level != Level.view
+    corrected = objective.importance != Importance.none
+    return objective.num_updates > 1 or corrected or by_row or candidates
+
+
+def num_views(config: RunConfig) -> int:
+    """Views of one completion; of a masking that follows the steps, as many as there can be."""
+    masking, rollout = config.masking, config.rollout
+    if isinstance(masking, TraceConfig):
+        return ceil(rollout.steps / masking.shrink)
+    if isinstance(masking, ReplayConfig):
+        return rollout.steps
+    if isinstance(masking, LeftToRightConfig):
+        return rollout.gen_length
+    return int(vars(masking)["num_views"])
 
 
 def learner_flops(b: BackboneConfig, config: RunConfig, row: int) -> float:
@@ -83,7 +101,7 @@ def learner_flops(b: BackboneConfig, config: RunConfig, row: int) -> float:
     canvas, count = config.rollout.gen_length, passes(config)
     forward = layer_flops(b, row, canvas, row) + head_flops(b, canvas)
     each = count["frozen"] + config.objective.num_updates * count["trained"]
-    return config.masking.num_views * forward * each
+    return num_views(config) * forward * each
 
 
 def rows_of_rank(config: RunConfig, ranks: int) -> int:
@@ -92,7 +110,7 @@ def rows_of_rank(config: RunConfig, ranks: int) -> int:
 
 def micro_batches(config: RunConfig, ranks: int) -> int:
     """Learner forwards of one pass over a rank's view-rows."""
-    return ceil(rows_of_rank(config, ranks) * config.masking.num_views
+    return ceil(rows_of_rank(config, ranks) * num_views(config)
                 / config.optim.rows_per_forward)  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def micro_batches(
     wanted_KBC: Tensor,
     special: SpecialIds,
     rows_per_forward: int,
+    prompt_hidden_KBL: Tensor | None = None,
 ) -> list[MicroBatch]:
     """Cut the view-rows with a wanted token into learner forwards, short rows first.
 
@@ -64,6 +65,7 @@ def micro_batches(
         wanted_KBC: [K, B, C] bool, tokens to score.
         special: the mask and pad ids.
         rows_per_forward: M at most.
+        prompt_hidden_KBL: [K, B, L] bool, prompt tokens shown as the mask token; None: none.
     """
     ids_BS, prompt_length_B = assemble(rollout, special.pad)
     size = hidden_KBC.shape[2]
@@ -79,6 +81,10 @@ def micro_batches(
         row_H, canvas_H = hidden_KBC[view_M, batch_M].nonzero(as_tuple=True)
         ids_MS = clean_MS.clone()
         ids_MS[row_H, prompt_length_B[batch_M][row_H] + canvas_H] = special.mask
+        if prompt_hidden_KBL is not None:
+            row_H, prompt_H = prompt_hidden_KBL[view_M, batch_M].nonzero(as_tuple=True)
+            real_H = prompt_H < prompt_length_B[batch_M][row_H]
+            ids_MS[row_H[real_H], prompt_H[real_H]] = special.mask
         batches.append(
             MicroBatch(
                 ids_MS=ids_MS,

@@ -1,7 +1,8 @@
 """The loss of token log-probs. Pure tensors: no model, no rank, no config but the objective's.
 
 All denominators are counts over the whole batch, known before the first forward: the weight of a
-token is fixed by `token_weights`, and the losses of all micro-batches and ranks add up.
+token is fixed by `weigh`, and the losses of all micro-batches and ranks add up. Losses that are no
+sum over scored tokens are in row_objective.py.
 """
 
 from collections.abc import Callable
@@ -14,25 +15,72 @@ from drift.config import KLEstimator, Normalization, ObjectiveConfig, PolicyLoss
 from drift.types import LossOutput
 
 
-def token_weights(
-    scored_KBC: Tensor, normalization: Normalization, num_rows: int, num_tokens: int
-) -> Tensor:
-    """The weight of each scored token in the loss: [K, B, C] float32, 0 where not scored.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What each scored token and each row counts in the loss; fixed before the first forward.
 
-    token: 1 / num_tokens, every token counts the same (DAPO, arXiv 2503.14476).
-    sample: 1 / (num_rows * n_b), n_b the row's scored tokens over its K views: every completion
-    counts the same (GRPO, arXiv 2402.03300).
+    One view of two rows with 2 and 1 scored tokens, normalization=sample:
+    Weights(share_KBC=[[[0.5, 0.5], [1, 0]]], row_B=[0.5, 0.5], length_B=[2, 1])
+    """
+
+    share_KBC: Tensor  # float32, 0 where not scored; sum(share * log p) is the row's mean log-prob
+    row_B: Tensor  # float32; the rows of the batch add up to the loss
+    length_B: Tensor  # int64; committed tokens of the row, 0 for rows that are left out
+
+    @property
+    def token_KBC(self) -> Tensor:
+        """[K, B, C] float32: what each scored token counts in a sum over tokens."""
+        return self.share_KBC * self.row_B[:, None]
+
+
+def row_sizes(scored_KBC: Tensor, weight_KB: Tensor | None, length_B: Tensor) -> Tensor:
+    """What the weights of a row's scored tokens add up to, [B]: their number, or the row's length.
+
+    The views of a weighted masking estimate the row's log-likelihood, a sum over its length_B
+    tokens, whichever of them happen to be scored.
+    """
+    return scored_KBC.sum(dim=(0, 2)) if weight_KB is None else length_B
+
+
+def weigh(
+    scored_KBC: Tensor,
+    weight_KB: Tensor | None,
+    length_B: Tensor,
+    normalization: Normalization,
+    num_rows: int,
+    num_tokens: int,
+) -> Weights:
+    """The weights of the scored tokens and of the rows.
+
+    With m the mean log-prob of a row (or a function of it) and n its tokens, the loss is
+
+    sample: the mean of m over rows: every completion counts the same (GRPO, arXiv 2402.03300).
+    token: the mean over tokens: every scored token counts the same (DAPO, arXiv 2503.14476).
+    sequence: the mean of n m over rows, the log-likelihood (REINFORCE; RLOO, arXiv 2402.14740).
+    canvas: the mean of n m / C, C the canvas length (Dr. GRPO, arXiv 2503.20783).
 
     Args:
         scored_KBC: [K, B, C] bool, this rank's rows.
-        normalization: token or sample.
-        num_rows: rows with a scored token, over all ranks.
-        num_tokens: scored tokens, over all ranks.
+        weight_KB: the views' weights, as in `MaskedViews`; None: scored tokens count alike.
+        length_B: [B] int64, committed tokens of each row; 0 for rows that are left out.
+        normalization: one of the four.
+        num_rows: rows with a size above 0 (`row_sizes`), over all ranks.
+        num_tokens: the sum of the sizes, over all ranks.
     """
-    if normalization == Normalization.token:
-        return scored_KBC.float() / max(num_tokens, 1)
-    count_B = scored_KBC.sum(dim=(0, 2)).clamp(min=1)
-    return scored_KBC.float() / (max(num_rows, 1) * count_B[:, None])
+    size_B = row_sizes(scored_KBC, weight_KB, length_B)
+    weighted_KBC = scored_KBC.float() if weight_KB is None else scored_KBC * weight_KB[:, :, None]
+    numerators_B = {
+        Normalization.sample: torch.ones_like(size_B),
+        Normalization.token: size_B,
+        Normalization.sequence: length_B,
+        Normalization.canvas: length_B / scored_KBC.shape[2],
+    }
+    denominator = num_tokens if normalization == Normalization.token else num_rows
+    return Weights(
+        share_KBC=weighted_KBC / size_B.clamp(min=1)[:, None],
+        row_B=numerators_B[normalization] * (size_B > 0) / max(denominator, 1),
+        length_B=length_B,
+    )
 
 
 def reinforce(
@@ -65,7 +113,7 @@ def ppo_clip(
     return -torch.minimum(plain_N, bounded_N), bounded_N < plain_N
 
 
-POLICY_LOSSES: dict[
+TOKEN_LOSSES: dict[
     PolicyLoss, Callable[[Tensor, Tensor, Tensor, ObjectiveConfig], tuple[Tensor, Tensor]]
 ] = {PolicyLoss.reinforce: reinforce, PolicyLoss.ppo_clip: ppo_clip}
 
@@ -109,7 +157,7 @@ class ScoredTokens:
     old_logp_N: Tensor
     reference_logp_N: Tensor | None
     advantage_N: Tensor
-    weight_N: Tensor  # from token_weights
+    weight_N: Tensor  # of `Weights.token_KBC`
 
 
 def policy_objective(tokens: ScoredTokens, config: ObjectiveConfig) -> LossOutput:
@@ -123,7 +171,7 @@ def policy_objective(tokens: ScoredTokens, config: ObjectiveConfig) -> LossOutpu
         ValueError: kl_coef is not 0 and there are no reference log-probs.
     """
     weight_N = tokens.weight_N
-    policy_N, clipped_N = POLICY_LOSSES[config.policy_loss](
+    policy_N, clipped_N = TOKEN_LOSSES[config.policy_loss](
         tokens.logp_N, tokens.old_logp_N, tokens.advantage_N, config
     )
     loss_N = policy_N - config.entropy_coef * tokens.entropy_N

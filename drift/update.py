@@ -1,18 +1,20 @@
 """One update of the policy from one rollout: views -> log-probs -> loss -> optimizer."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from drift.config import Importance, RunConfig
+from drift.config import Importance, Level, ObjectiveConfig, RunConfig
 from drift.engine import Engine
 from drift.gap import importance_weights
 from drift.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
-from drift.objective import ScoredTokens, policy_objective, token_weights
+from drift.masking import prompt_masks
+from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
 from drift.policy.base import Policy
 from drift.policy.lora import adapter_off
-from drift.types import Advantages, MaskedViews, Rollout, StepReport, TokenLogps
+from drift.row_objective import ScoredRows, row_gradient, surrogate
+from drift.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 
 
 def settle_scored(views: MaskedViews, old: TokenLogps | None) -> Tensor:
@@ -29,11 +31,10 @@ def settle_scored(views: MaskedViews, old: TokenLogps | None) -> Tensor:
 
 def restrict(views: MaskedViews, used_B: Tensor) -> MaskedViews:
     """Score nothing in the rows that cannot teach."""
-    return MaskedViews(
-        hidden_KBC=views.hidden_KBC,
+    return replace(
+        views,
         scored_KBC=views.scored_KBC & used_B[:, None],
         candidate_KBC=views.candidate_KBC & used_B[:, None],
-        candidate_min_prob=views.candidate_min_prob,
     )
 
 
@@ -44,8 +45,36 @@ class Work:
     batches: list[MicroBatch]
     old: TokenLogps | None  # of the policy before this update; None where it is not needed
     reference: TokenLogps | None
-    weight_KBC: Tensor
+    weights: Weights
+    token_KBC: Tensor  # the weights of the tokens, with the correction of a cached sampler
     num_tokens: int  # scored tokens over all views and ranks
+
+
+def settle_weights(
+    engine: Engine,
+    scored_KBC: Tensor,
+    views: MaskedViews,
+    length_B: Tensor,
+    objective: ObjectiveConfig,
+) -> tuple[Weights, int]:
+    """The weights of the loss and the number of scored tokens, counted over all ranks."""
+    size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
+    counts = engine.sum(
+        {
+            "rows": float((size_B > 0).sum()),
+            "size": float(size_B.sum()),
+            "tokens": float(scored_KBC.sum()),
+        }
+    )
+    weights = weigh(
+        scored_KBC,
+        views.weight_KB,
+        length_B,
+        objective.normalization,
+        num_rows=int(counts["rows"]),
+        num_tokens=int(counts["size"]),
+    )
+    return weights, int(counts["tokens"])
 
 
 def prepare(
@@ -54,22 +83,32 @@ def prepare(
     reference: Policy | None,
     rollout: Rollout,
     views: MaskedViews,
+    used_B: Tensor,
     config: RunConfig,
 ) -> Work:
     """Log-probs of the frozen policies, the scored tokens and their weights, before any update."""
     shape, temperature = views.hidden_KBC.shape, rollout.temperature
     assert engine.model is not None
 
+    prompt_hidden_KBL = prompt_masks(views, rollout)
+
     def cut(wanted_KBC: Tensor) -> list[MicroBatch]:
-        rows = config.optim.rows_per_forward
-        batches = micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, rows)
+        batches = micro_batches(
+            rollout,
+            views.hidden_KBC,
+            wanted_KBC,
+            policy.special,
+            config.optim.rows_per_forward,
+            prompt_hidden_KBL,
+        )
         pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
         return batches
 
-    old = None
-    corrected = config.objective.importance == Importance.truncated
+    old, objective = None, config.objective
+    corrected = objective.importance == Importance.truncated
+    by_row = objective.level != Level.view
     candidates = engine.max(float(views.candidate_KBC.any()))
-    if config.objective.num_updates > 1 or corrected or candidates:
+    if objective.num_updates > 1 or by_row or corrected or candidates:
         wanted_KBC = views.scored_KBC | views.candidate_KBC
         old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
     scored_KBC = settle_scored(views, old)
@@ -79,37 +118,95 @@ def prepare(
         model = engine.model if reference is policy else reference
         with engine.autocast(), adapter_off(reference):
             frozen = token_logps(model, batches, shape, temperature)
-    num_rows = float(scored_KBC.any(dim=2).any(dim=0).sum())
-    counts = engine.sum({"rows": num_rows, "tokens": float(scored_KBC.sum())})
-    num_rows, num_tokens = int(counts["rows"]), int(counts["tokens"])
-    weight_KBC = token_weights(scored_KBC, config.objective.normalization, num_rows, num_tokens)
+    length_B = rollout.trace.committed_BC.sum(1) * used_B
+    weights, num_tokens = settle_weights(engine, scored_KBC, views, length_B, objective)
+    token_KBC = weights.token_KBC
     if corrected and old is not None:
-        weight_KBC *= importance_weights(views, old, rollout, config.objective.importance_cap)
+        token_KBC = token_KBC * importance_weights(views, old, rollout, objective.importance_cap)
     return Work(
-        batches=batches, old=old, reference=frozen, weight_KBC=weight_KBC, num_tokens=num_tokens
+        batches=batches,
+        old=old,
+        reference=frozen,
+        weights=weights,
+        token_KBC=token_KBC,
+        num_tokens=num_tokens,
     )
 
 
+def derivatives(
+    engine: Engine,
+    work: Work,
+    rollout: Rollout,
+    advantages: Advantages,
+    config: RunConfig,
+    first: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The first pass of a loss of whole rows: its derivative by each log-prob, and its sums."""
+    assert engine.model is not None and work.old is not None
+    current = work.old
+    if not first:
+        shape = work.token_KBC.shape
+        current = token_logps(engine.model, work.batches, shape, rollout.temperature)
+    rows = ScoredRows(
+        logp_KBC=current.logp_KBC,
+        old_logp_KBC=work.old.logp_KBC,
+        reference_logp_KBC=None if work.reference is None else work.reference.logp_KBC,
+        advantage_B=advantages.values_B,
+        weights=work.weights,
+        group_size=rollout.group_size,
+    )
+    return row_gradient(rows, config.objective)
+
+
+def micro_loss(
+    batch: MicroBatch,
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    work: Work,
+    gradient_KBC: Tensor | None,
+    advantages: Advantages,
+    objective: ObjectiveConfig,
+) -> LossOutput:
+    """The loss of a micro-batch; with the derivatives of a loss of whole rows, its second pass."""
+    weight_N = batch.pick(work.token_KBC)
+    if gradient_KBC is not None:
+        gradient_N = batch.pick(gradient_KBC)
+        return surrogate(logp_N, entropy_N, gradient_N, weight_N, objective.entropy_coef)
+    tokens = ScoredTokens(
+        logp_N=logp_N,
+        entropy_N=entropy_N,
+        old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
+        reference_logp_N=None if work.reference is None else batch.pick(work.reference.logp_KBC),
+        advantage_N=advantages.values_B[batch.batch_N],
+        weight_N=weight_N,
+    )
+    return policy_objective(tokens, objective)
+
+
 def accumulate(
-    engine: Engine, work: Work, rollout: Rollout, advantages: Advantages, config: RunConfig
+    engine: Engine,
+    work: Work,
+    rollout: Rollout,
+    advantages: Advantages,
+    config: RunConfig,
+    first: bool,
 ) -> dict[str, float]:
-    """Add up the gradient of every micro-batch; returns this rank's sums of what is logged."""
+    """Add up the gradient of every micro-batch; returns this rank's sums of what is logged.
+
+    first: the policy is still the one that `work.old` is of.
+    """
     total: defaultdict[str, float] = defaultdict(float)
     assert engine.model is not None
+    gradient_KBC = None
+    if config.objective.level != Level.view:
+        gradient_KBC, sums = derivatives(engine, work, rollout, advantages, config, first)
+        total.update({name: float(value) for name, value in sums.items()})
     for i, batch in enumerate(work.batches):
         with engine.micro_batch(last=i == len(work.batches) - 1):
             logp_N, entropy_N = score(engine.model, batch, rollout.temperature)
-            tokens = ScoredTokens(
-                logp_N=logp_N,
-                entropy_N=entropy_N,
-                old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
-                reference_logp_N=(
-                    None if work.reference is None else batch.pick(work.reference.logp_KBC)
-                ),
-                advantage_N=advantages.values_B[batch.batch_N],
-                weight_N=batch.pick(work.weight_KBC),
+            output = micro_loss(
+                batch, logp_N, entropy_N, work, gradient_KBC, advantages, config.objective
             )
-            output = policy_objective(tokens, config.objective)
             engine.backward(output.loss)
         for name, value in output.sums.items():
             total[name] += float(value)
@@ -135,7 +232,9 @@ def update(
         loss/*, kl/*, policy/entropy, optim/grad_norm, optim/lr, masking/scored_tokens, means over
         the updates, the same on all ranks.
     """
-    work = prepare(engine, policy, reference, rollout, restrict(views, advantages.used_B), config)
+    used_B = advantages.used_B
+    views = restrict(views, used_B)
+    work = prepare(engine, policy, reference, rollout, views, used_B, config)
     metrics = {"masking/scored_tokens": float(work.num_tokens), "optim/lr": engine.lr}
     num_updates = config.objective.num_updates
     if work.num_tokens == 0:
@@ -143,8 +242,8 @@ def update(
             engine.skip_step()
         return StepReport(metrics=metrics)
     total: defaultdict[str, float] = defaultdict(float)
-    for _ in range(num_updates):
-        sums = engine.sum(accumulate(engine, work, rollout, advantages, config))
+    for i in range(num_updates):
+        sums = engine.sum(accumulate(engine, work, rollout, advantages, config, first=i == 0))
         for name, value in (sums | {"optim/grad_norm": engine.step()}).items():
             total[name] += value / num_updates
     return StepReport(metrics=metrics | total)

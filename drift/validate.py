@@ -6,22 +6,17 @@ from math import inf, isfinite
 from typing import Any
 
 from drift.config import (
-    AllConfig,
     BaseConfig,
     CacheMode,
     ClusterConfig,
     Confidence,
     CountdownConfig,
-    CoupledConfig,
-    Importance,
-    PolicyLoss,
-    RandomConfig,
+    LabConfig,
     RemaskingRule,
     RolloutConfig,
     RunConfig,
     SandboxConfig,
     ScoreConfig,
-    SequentialConfig,
     SFTConfig,
     SlurmConfig,
     SubmititConfig,
@@ -29,6 +24,7 @@ from drift.config import (
     TaskConfig,
 )
 from drift.errors import ConfigError
+from drift.validate_learning import masking_problems, objective_problems
 
 MIN_MEMORY_MB = 128
 POSITIVE = (
@@ -43,6 +39,8 @@ POSITIVE = (
     "optim.eps",
     "optim.rows_per_forward",
     "masking.num_views",
+    "masking.shrink",
+    "masking.block_length",
     "objective.num_updates",
     "objective.importance_cap",
     "sft.batch_size",
@@ -67,6 +65,10 @@ POSITIVE = (
     "eval.max_examples",
     "checkpoint.keep",
     "num_steps",
+    "toys",
+    "groups",
+    "toy.prompt_length",
+    "toy.sharpness",
 )
 NOT_NEGATIVE = (
     "rollout.temperature",
@@ -84,6 +86,8 @@ NOT_NEGATIVE = (
     "masking.temperature",
     "eval.every",
     "checkpoint.every",
+    "lag",
+    "toy.fit_steps",
 )
 FINITE = (
     "rollout.position_temperature",
@@ -138,7 +142,7 @@ def out_of_range(config: object) -> Iterator[str]:
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
-    yield from _rollout(config)
+    yield from _rollout(config.rollout)
     yield from _task(config.task)
     yield from _cluster(config.cluster)
     if isinstance(config.cluster, SubmititConfig):
@@ -146,15 +150,14 @@ def problems(config: BaseConfig) -> Iterator[str]:
     if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
         yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
-        yield from _masking(config)
-        yield from _objective(config)
+        yield from masking_problems(config)
+        yield from objective_problems(config)
         yield from _ranks(config)
     if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
 
-def _rollout(config: BaseConfig) -> Iterator[str]:
-    rollout = config.rollout
+def _rollout(rollout: RolloutConfig) -> Iterator[str]:
     if min(rollout.gen_length, rollout.block_length, rollout.steps) <= 0:
         return
     if rollout.gen_length % rollout.block_length:
@@ -264,24 +267,6 @@ def _submitit(cluster: SubmititConfig) -> Iterator[str]:
         )
 
 
-def _masking(config: RunConfig) -> Iterator[str]:
-    masking = config.masking
-    if isinstance(masking, SequentialConfig) and not 0 <= masking.low_prob_threshold <= 1:
-        yield f"masking.low_prob_threshold={masking.low_prob_threshold} must be within 0 and 1"
-    if isinstance(masking, RandomConfig) and not 0 < masking.ratio <= 1:
-        yield f"masking.ratio={masking.ratio} must be within 0 (excluded) and 1"
-    if isinstance(masking, CoupledConfig) and masking.num_views % 2:
-        yield (
-            f"masking.num_views={masking.num_views} must be even for masking=coupled: "
-            "a view and its complement"
-        )
-    if isinstance(masking, AllConfig) and masking.num_views != 1:
-        yield (
-            f"masking.num_views={masking.num_views} must be 1 for masking=all: "
-            "everything is hidden in every view"
-        )
-
-
 def _cluster(cluster: ClusterConfig) -> Iterator[str]:
     stage = cluster.zero_stage
     if stage is not None and stage not in (0, 1, 2, 3):
@@ -291,7 +276,8 @@ def _cluster(cluster: ClusterConfig) -> Iterator[str]:
             f"cluster.machine_rank={cluster.machine_rank} must be below "
             f"cluster.num_machines={cluster.num_machines}: the first machine is 0"
         )
-    if cluster.num_machines > 1 and cluster.main_port is None:
+    slurm = isinstance(cluster, SlurmConfig)  # which knows its machines
+    if cluster.num_machines > 1 and cluster.main_port is None and not slurm:
         yield (
             f"cluster.num_machines={cluster.num_machines} needs cluster.main_port: "
             "a free port of the first machine, the same on all"
@@ -313,33 +299,6 @@ def _ranks(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _objective(config: RunConfig) -> Iterator[str]:
-    objective = config.objective
-    if config.rollout.group_size < 2:
-        yield (
-            f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
-            "completion with; use 2 or more"
-        )
-    if objective.policy_loss == PolicyLoss.reinforce and objective.num_updates > 1:
-        yield (
-            f"objective.num_updates={objective.num_updates} needs a ratio to the old policy; "
-            "set objective.policy_loss=ppo_clip or num_updates=1"
-        )
-    if objective.importance != Importance.none and not isinstance(config.masking, SequentialConfig):
-        yield (
-            f"objective.importance={objective.importance} compares sampler and learner in the "
-            f"sampler's own states, which masking={config.masking.strategy} does not score; use "
-            "masking=sequential or importance=none"
-        )
-    if objective.clip_low >= 1:
-        yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"
-    if config.rollout.temperature == 0:
-        yield (
-            "rollout.temperature=0 makes every completion of a group the same; "
-            "use a value above 0, for example 1"
-        )
-
-
 def validate(config: object) -> None:
     """Refuse a config that cannot work.
 
@@ -351,5 +310,7 @@ def validate(config: object) -> None:
         found = list(problems(config))
     elif isinstance(config, ScoreConfig):
         found = [*out_of_range(config), *_task(config.task)]
+    elif isinstance(config, LabConfig):
+        found = [*out_of_range(config), *_rollout(config.rollout)]
     if found:
         raise ConfigError("; ".join(found))

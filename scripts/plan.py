@@ -69,7 +69,7 @@ class Plan:
         config, objective = self.config, self.config.objective
         rows = cost.rows_of_rank(config, self.sizes.split.ranks)
         rollout = replace(config.rollout, max_rows=min(rows, config.rollout.max_rows))
-        views = rows * config.masking.num_views
+        views = rows * cost.num_views(config)
         optim = replace(config.optim, rows_per_forward=min(views, config.optim.rows_per_forward))
         return {
             "rollout": memory.decoding(self.sizes, objective, rollout),
@@ -131,7 +131,7 @@ def work_table(plan: Plan, flops: float) -> str:
     config, rows = plan.config, cost.rows_of_rank(plan.config, plan.sizes.split.ranks)
     said = {
         "rollout": f"{rows} completions, {config.rollout.steps} steps",
-        "learner": f"{rows} completions, {config.masking.num_views} views",
+        "learner": f"{rows} completions, {cost.num_views(config)} views",
     }
     found = [
         [name, f"{work:.0f}", f"{work * 1e12 / flops:.1f}", said[name]]

@@ -12,11 +12,13 @@ from drift.config import (
     GROUPS,
     CheckpointConfig,
     EvalConfig,
+    LabConfig,
     RewardConfig,
     RunConfig,
     SequentialConfig,
     SFTConfig,
     SFTDataConfig,
+    ToyConfig,
     register,
 )
 from drift.errors import ConfigError
@@ -130,15 +132,15 @@ def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None
 
 
 def test_every_checked_setting_is_a_setting() -> None:
-    known = {field.name for field in fields(RunConfig)} | {
-        field.name for field in fields(SFTConfig)
-    }
+    commands = (RunConfig, SFTConfig, LabConfig)
+    known = {field.name for command in commands for field in fields(command)}
     for group, schemas in GROUPS.items():
         known |= {f"{group}.{field.name}" for s in schemas.values() for field in fields(s)}
     for group, schema in (
         ("eval", EvalConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
+        ("toy", ToyConfig),
         ("task.reward", RewardConfig),
     ):
         known |= {f"{group}.{field.name}" for field in fields(schema)}

@@ -4,11 +4,41 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 
 from drift import rng
-from drift.config import AllConfig, CoupledConfig, RandomConfig, SequentialConfig
-from drift.masking import all_, coupled, draw_steps, random_, sequential, step_surprisal
-from tests.conftest import bools, make_trace
+from drift.config import (
+    AllConfig,
+    BlockConfig,
+    CoupledConfig,
+    CoupledRatioConfig,
+    ElboConfig,
+    LeftToRightConfig,
+    MaskingConfig,
+    MaskingStrategy,
+    QuadratureConfig,
+    RandomConfig,
+    ReplayConfig,
+    SequentialConfig,
+    Times,
+    TraceConfig,
+)
+from drift.masking import (
+    STRATEGIES,
+    all_,
+    build_views,
+    coupled,
+    coupled_ratio,
+    left_to_right,
+    prompt_masks,
+    random_,
+    replay,
+    sequential,
+    trace_groups,
+)
+from drift.masking.elbo import block, draw_times, elbo, quadrature
+from drift.masking.states import draw_steps, step_surprisal
+from tests.conftest import make_rollout, make_trace
 
 ROWS = torch.tensor([0])
 KEY = rng.stream(0, "test")
@@ -119,29 +149,190 @@ def test_coupled_scores_every_token_once_in_a_pair() -> None:
     assert views.hidden_KBC[:, 0, 5].all()
 
 
-def test_a_row_gets_the_same_views_in_any_batch() -> None:
-    trace = make_trace([[0, 1, 2, 3]] * 3)
-    alone = make_trace([[0, 1, 2, 3]])
-    for strategy, config in (
-        (random_, RandomConfig()),
-        (coupled, CoupledConfig()),
-        (sequential, SequentialConfig(num_views=2)),
-    ):
-        together = strategy(trace, torch.tensor([7, 8, 9]), config, KEY).scored_KBC[:, 1:2]
-        single = strategy(alone, torch.tensor([8]), config, KEY).scored_KBC
-        assert torch.equal(together, single)
+EVERY: dict[MaskingStrategy, MaskingConfig] = {
+    MaskingStrategy.all: AllConfig(),
+    MaskingStrategy.random: RandomConfig(),
+    MaskingStrategy.coupled: CoupledConfig(),
+    MaskingStrategy.coupled_ratio: CoupledRatioConfig(),
+    MaskingStrategy.sequential: SequentialConfig(num_views=2),
+    MaskingStrategy.trace: TraceConfig(shrink=2),
+    MaskingStrategy.replay: ReplayConfig(),
+    MaskingStrategy.elbo: ElboConfig(),
+    MaskingStrategy.quadrature: QuadratureConfig(),
+    MaskingStrategy.block: BlockConfig(block_length=2),
+    MaskingStrategy.left_to_right: LeftToRightConfig(),
+}
 
 
-def test_scored_tokens_are_hidden_and_committed() -> None:
-    trace = make_trace([[0, 0, 1, 2, -1, -1], [3, 2, 1, 0, 4, 4]])
-    rows = torch.tensor([0, 1])
-    for strategy, config in (
-        (all_, AllConfig()),
-        (random_, RandomConfig()),
-        (coupled, CoupledConfig()),
-        (sequential, SequentialConfig()),
-    ):
-        views = strategy(trace, rows, config, KEY)
-        used = views.scored_KBC | views.candidate_KBC
-        assert not (used & ~views.hidden_KBC).any()
-        assert not (used & (bools([[0, 0, 0, 0, 1, 1], [0] * 6]))).any()
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_gets_the_same_views_in_any_batch(strategy: MaskingStrategy) -> None:
+    build, config = STRATEGIES[strategy], EVERY[strategy]
+    together = build(make_trace([[0, 1, 2, 3]] * 3), torch.tensor([7, 8, 9]), config, KEY)
+    alone = build(make_trace([[0, 1, 2, 3]]), torch.tensor([8]), config, KEY)
+    assert torch.equal(together.scored_KBC[:, 1:2], alone.scored_KBC)
+    if alone.weight_KB is not None and together.weight_KB is not None:
+        assert torch.equal(together.weight_KB[:, 1:2], alone.weight_KB)
+
+
+@st.composite
+def rows_of_steps(draw: st.DrawFn) -> list[list[int]]:
+    """Unmask steps of some rows of one canvas; each row is committed up to some token."""
+    size = draw(st.integers(1, 7))
+    rows = draw(st.integers(1, 3))
+    lengths = [draw(st.integers(1, size)) for _ in range(rows)]
+    return [
+        [draw(st.integers(0, 9)) for _ in range(length)] + [-1] * (size - length)
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(steps=rows_of_steps(), key=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_scored_tokens_are_hidden_and_committed(
+    strategy: MaskingStrategy, steps: list[list[int]], key: int
+) -> None:
+    trace = make_trace(steps)
+    views = STRATEGIES[strategy](trace, torch.arange(len(steps)), EVERY[strategy], key)
+    used_KBC = views.scored_KBC | views.candidate_KBC
+    assert not (used_KBC & ~views.hidden_KBC).any()
+    assert not (used_KBC & ~trace.committed_BC).any()
+    assert (views.hidden_KBC | trace.committed_BC).all()  # what was never committed stays hidden
+    if views.weight_KB is None:
+        assert used_KBC.any(2).any(0).all()  # every row teaches something
+    else:
+        assert views.weight_KB.isfinite().all()
+        assert (views.weight_KB >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "config"),
+    [
+        *((elbo, ElboConfig(times=times, exact_count=e)) for times in Times for e in (False, True)),
+        (quadrature, QuadratureConfig(num_views=3)),
+    ],
+)
+def test_the_weights_of_a_token_add_up_to_one_on_average(strategy, config) -> None:
+    # sum_k w_k 1[hidden in view k] has mean 1: a likelihood that were a product is found exactly
+    rows = 20_000
+    trace = make_trace([[0, 1, 2, 3, -1]] * rows)
+    views = strategy(trace, torch.arange(rows), config, KEY)
+    assert views.weight_KB is not None
+    total_BC = (views.scored_KBC * views.weight_KB[:, :, None]).sum(0)
+    assert torch.equal(total_BC[:, 4], torch.zeros(rows))  # never committed
+    error = total_BC.std(0) / rows**0.5
+    assert ((total_BC.mean(0) - 1).abs() <= 5 * error)[:4].all()
+
+
+def test_times_are_drawn_together_as_they_say() -> None:
+    rows = torch.arange(10_000)
+    means = dict.fromkeys(Times, [0.5] * 4)
+    means[Times.stratified] = [0.125, 0.375, 0.625, 0.875]
+    for times in Times:
+        drawn = draw_times(rows, 4, times, KEY)
+        assert drawn.mean(1).tolist() == pytest.approx(means[times], abs=0.02)
+        assert ((drawn > 0) & (drawn < 1)).all()
+    stratified = draw_times(rows, 4, Times.stratified, KEY)
+    assert (stratified * 4).floor().T.unique(dim=0).tolist() == [[0, 1, 2, 3]]
+    antithetic = draw_times(rows, 4, Times.antithetic, KEY)
+    assert torch.allclose(antithetic[0] + antithetic[1], torch.ones(len(rows)).double())
+
+
+@pytest.mark.parametrize("exact_count", [False, True])
+def test_antithetic_views_score_every_token_once_in_a_pair(exact_count: bool) -> None:
+    config = ElboConfig(num_views=4, times=Times.antithetic, exact_count=exact_count)
+    views = elbo(make_trace([[0, 1, 2, -1]] * 50), torch.arange(50), config, KEY)
+    for pair in (views.scored_KBC[:2], views.scored_KBC[2:]):
+        assert pair.sum(0).tolist() == [[1, 1, 1, 0]] * 50
+
+
+def test_exact_count_is_uniform_over_none_to_all_and_weighs_espos_weights() -> None:
+    rows = 8_000
+    config = ElboConfig(num_views=1, times=Times.independent, exact_count=True)
+    views = elbo(make_trace([[0, 1, 2]] * rows), torch.arange(rows), config, KEY)
+    assert views.weight_KB is not None
+    count_B = views.scored_KBC[0].sum(1)
+    shares = torch.bincount(count_B, minlength=4) / rows
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.025)
+    weight_of = {int(c): w.item() for c, w in zip(count_B, views.weight_KB[0], strict=True)}
+    assert weight_of == pytest.approx({0: 0.0, 1: 4.0, 2: 2.0, 3: 4 / 3})  # (n + 1) / count
+
+
+def test_quadrature_integrates_polynomials_exactly() -> None:
+    config = QuadratureConfig(num_views=3)
+    views = quadrature(make_trace([[0]]), ROWS, config, KEY)
+    assert views.weight_KB is not None
+    points = [(1 - math.sqrt(0.6)) / 2, 0.5, (1 + math.sqrt(0.6)) / 2]
+    expected = [5 / 18 / points[0], 8 / 18 / points[1], 5 / 18 / points[2]]
+    assert views.weight_KB[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_block_view_shows_what_precedes_its_block_and_nothing_behind_it() -> None:
+    config = BlockConfig(num_views=2, block_length=2)
+    trace = make_trace([[0, 1, 2, 3, 4, 5], [0, 1, 2, -1, -1, -1]])
+    for key in range(30):
+        views = block(trace, torch.tensor([0, 1]), config, key)
+        assert views.weight_KB is not None
+        for k in range(2):
+            for row, length in enumerate((6, 3)):
+                hidden = views.scored_KBC[k, row].tolist()
+                first = hidden.index(True) // 2
+                assert all(hidden[2 * (first + 1) : length])
+                share = sum(hidden) / length
+                assert views.weight_KB[k, row].item() == pytest.approx(1 / (2 * share))
+        firsts = views.scored_KBC[:, 1].int().argmax(1) // 2
+        assert sorted(firsts.tolist()) == [0, 1]  # both of its blocks, none twice
+
+
+def test_coupled_ratio_weights_are_those_of_its_parts() -> None:
+    views = coupled_ratio(
+        make_trace([[0, 1, 2, 3]] * 9), torch.arange(9), CoupledRatioConfig(), KEY
+    )
+    assert views.weight_KB is not None
+    everything, part, rest = views.scored_KBC
+    assert everything.all()
+    assert torch.equal(part, ~rest)
+    w_all, w_part, w_rest = views.weight_KB.double()
+    assert w_all.tolist() == [0.5] * 9
+    u = 1 / (2 * w_part)
+    assert torch.allclose(w_rest, 1 / (2 * (1 - u)))
+    assert ((u > 0.2) & (u < 0.8)).all()
+
+
+def test_replay_scores_every_token_where_the_sampler_committed_it() -> None:
+    views = replay(make_trace([[1, 2, 0, 1, -1]]), ROWS, ReplayConfig(), KEY)
+    assert views.hidden_KBC[:, 0].int().tolist() == [
+        [1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [0, 1, 0, 0, 1],
+    ]  # fmt: skip
+    assert views.scored_KBC[:, 0].int().tolist() == [
+        [0, 0, 1, 0, 0], [1, 0, 0, 1, 0], [0, 1, 0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_trace_views_are_groups_of_steps() -> None:
+    # steps 0 1 | 2 3 | 4: the first group's tokens are scored with everything hidden
+    views = trace_groups(make_trace([[4, 3, 2, 1, 0]]), ROWS, TraceConfig(shrink=2), KEY)
+    assert views.hidden_KBC[:, 0].int().tolist() == [
+        [1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0],
+    ]  # fmt: skip
+    assert views.scored_KBC[:, 0].int().tolist() == [
+        [0, 0, 0, 1, 1], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_left_to_right_shows_what_stands_before() -> None:
+    views = left_to_right(make_trace([[2, 0, 1, -1]]), ROWS, LeftToRightConfig(), KEY)
+    assert views.hidden_KBC[:, 0].int().tolist() == [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
+    assert views.scored_KBC[:, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+def test_prompt_tokens_are_hidden_with_their_probability_and_by_row_alone() -> None:
+    rollout = make_rollout([[5] * 40, [5] * 7], make_trace([[0], [0]] * 200), group_size=200)
+    config = AllConfig(strategy=MaskingStrategy.all, num_views=2, prompt_mask_prob=0.15)
+    masks = prompt_masks(build_views(rollout.trace, rollout.rows_B, config, KEY), rollout)
+    assert masks is not None
+    assert masks.shape == (2, 400, 40)
+    assert masks.float().mean().item() == pytest.approx(0.15, abs=0.01)
+    assert not torch.equal(masks[0], masks[1])
+    off = AllConfig(strategy=MaskingStrategy.all)
+    assert prompt_masks(build_views(rollout.trace, rollout.rows_B, off, KEY), rollout) is None

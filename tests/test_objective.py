@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from drift.config import KLEstimator, Normalization, PolicyLoss
-from drift.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, token_weights
+from drift.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
 from tests.conftest import bools, objective
 
 
@@ -98,6 +99,19 @@ def test_kl_and_entropy_enter_with_their_coefficients() -> None:
 
 
 SCORED = bools([[1, 1, 1, 0], [1, 0, 0, 0]])[None]  # two rows, 3 and 1 scored tokens
+LENGTH = torch.tensor([4, 2])  # of 4 and 2 committed ones
+
+
+def token_weights(
+    scored_KBC: Tensor,
+    normalization: Normalization,
+    *,
+    num_rows: int = 2,
+    num_tokens: int = 4,
+    weight_KB: Tensor | None = None,
+    length_B: Tensor = LENGTH,
+) -> Tensor:
+    return weigh(scored_KBC, weight_KB, length_B, normalization, num_rows, num_tokens).token_KBC
 
 
 def test_token_normalization_weighs_every_token_the_same() -> None:
@@ -111,18 +125,53 @@ def test_sample_normalization_weighs_every_completion_the_same() -> None:
     assert weights[0, 1].tolist() == [0.5, 0, 0, 0]
 
 
+def test_sequence_normalization_weighs_a_row_by_its_length() -> None:
+    # the mean log-prob of a row's scored tokens, times its length, over two rows
+    weights = token_weights(SCORED, Normalization.sequence)
+    assert weights[0].tolist() == [pytest.approx([4 / 6, 4 / 6, 4 / 6, 0]), [1.0, 0, 0, 0]]
+
+
+def test_canvas_normalization_divides_that_by_the_canvas() -> None:
+    weights = token_weights(SCORED, Normalization.canvas)
+    assert weights[0].tolist() == [pytest.approx([1 / 6, 1 / 6, 1 / 6, 0]), [0.25, 0, 0, 0]]
+
+
+def test_a_weighted_view_counts_by_its_weight_over_the_rows_length() -> None:
+    # row 0: 3 tokens of weight 2 stand for the 4 it has; row 1: 1 of weight 0.5 for 2
+    weight_KB = torch.tensor([[2.0, 0.5]])
+    sample = token_weights(SCORED, Normalization.sample, weight_KB=weight_KB)
+    assert sample[0].tolist() == [[0.25, 0.25, 0.25, 0], [0.125, 0, 0, 0]]
+    token = token_weights(SCORED, Normalization.token, num_tokens=6, weight_KB=weight_KB)
+    assert token[0].tolist() == [
+        pytest.approx([1 / 3, 1 / 3, 1 / 3, 0]),
+        pytest.approx([1 / 12, 0, 0, 0]),
+    ]
+    sequence = token_weights(SCORED, Normalization.sequence, weight_KB=weight_KB)
+    assert sequence[0].tolist() == [[1, 1, 1, 0], [0.25, 0, 0, 0]]
+
+
+def test_rows_that_are_left_out_weigh_nothing() -> None:
+    scored = SCORED & bools([[1], [0]])
+    for weight_KB in (None, torch.ones(1, 2)):
+        for normalization in Normalization:
+            length_B = torch.tensor([4, 0])
+            weights = weigh(scored, weight_KB, length_B, normalization, 1, 3)
+            assert weights.row_B[1] == 0
+            assert weights.token_KBC.isfinite().all()
+
+
 def test_a_row_is_averaged_over_all_its_views() -> None:
     two_views = bools([[1, 1, 0, 0], [0, 0, 1, 1]])[:, None]
-    weights = token_weights(two_views, Normalization.sample, num_rows=1, num_tokens=4)
+    weights = token_weights(two_views, Normalization.sample, num_rows=1, length_B=torch.tensor([4]))
     assert weights.sum().item() == 1
     assert weights[0, 0].tolist() == [0.25, 0.25, 0, 0]
 
 
 @pytest.mark.parametrize("normalization", list(Normalization))
 def test_halves_of_a_batch_add_up_to_the_whole(normalization: Normalization) -> None:
-    whole = token_weights(SCORED, normalization, num_rows=2, num_tokens=4)
+    whole = token_weights(SCORED, normalization)
     halves = [
-        token_weights(SCORED[:, i : i + 1], normalization, num_rows=2, num_tokens=4)
+        token_weights(SCORED[:, i : i + 1], normalization, length_B=LENGTH[i : i + 1])
         for i in range(2)
     ]
     assert torch.equal(torch.cat(halves, dim=1), whole)

@@ -1,0 +1,69 @@
+"""Settings of the loss: what is done with the log-probs of a masking. Imports no torch."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class AdvantageEstimator(StrEnum):
+    group_normalized = "group_normalized"
+    group_centered = "group_centered"
+    leave_one_out = "leave_one_out"
+    softmax = "softmax"
+
+
+class PolicyLoss(StrEnum):
+    reinforce = "reinforce"
+    ppo_clip = "ppo_clip"
+    sandwich = "sandwich"
+    boundary = "boundary"
+    self_normalized = "self_normalized"
+
+
+class Level(StrEnum):
+    """Whose log-prob the policy loss and the KL are functions of."""
+
+    view = "view"  # of each scored token in each view, on its own
+    token = "token"  # of each token, its views added up by their weights
+    sequence = "sequence"  # of the completion: the mean over its tokens
+
+
+class KLEstimator(StrEnum):
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class Normalization(StrEnum):
+    token = "token"
+    sample = "sample"
+    sequence = "sequence"
+    canvas = "canvas"
+
+
+class RewardControl(StrEnum):
+    none = "none"
+    shuffle = "shuffle"
+
+
+class Importance(StrEnum):
+    none = "none"
+    truncated = "truncated"
+
+
+@dataclass
+class ObjectiveConfig:
+    policy_loss: PolicyLoss = PolicyLoss.reinforce
+    level: Level = Level.view
+    num_updates: int = 1  # optimizer steps on one rollout
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    bound_exponent: float | None = None  # of policy_loss=sandwich: beta > 1 of the upper bound
+    bound_share: float | None = None  # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
+    advantage: AdvantageEstimator = AdvantageEstimator.group_normalized
+    normalization: Normalization = Normalization.sample
+    kl_coef: float = 0.0  # 0: no reference model is loaded
+    kl_estimator: KLEstimator = KLEstimator.k3
+    entropy_coef: float = 0.0
+    importance: Importance = Importance.none  # truncated: corrects a cached sampler's rollouts
+    importance_cap: float = 2.0  # the most that a token counts
+    reward_control: RewardControl = RewardControl.none

@@ -1,0 +1,234 @@
+"""Losses that are functions of a whole completion's log-prob, or of a token's over several views.
+
+A ratio of sequence likelihoods, or a bound that is the logarithm of a sum over views, needs all
+views of a row at once, and micro-batches cut rows apart. So the gradient is taken in two passes,
+which is the chain rule and exact: without graph, every log-prob of the views is computed, and
+`row_gradient` gives the loss and its derivative by each of them; then the micro-batches
+back-propagate sum(derivative * log p), in constant memory for any number of views. The first update
+on a rollout needs no pass of its own: the old policy's log-probs are the current ones. Rows of a
+group are on one rank, so nothing has to be communicated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drift.config import Level, ObjectiveConfig, PolicyLoss
+from drift.objective import KL_ESTIMATORS, TOKEN_LOSSES, Weights
+from drift.types import LossOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRows:
+    """The log-probs of all views of B rows.
+
+    ScoredRows(logp_KBC=[[[-0.7]]], old_logp_KBC=[[[-0.7]]], reference_logp_KBC=None,
+               advantage_B=[1.2], weights=Weights(...), group_size=1)
+    """
+
+    logp_KBC: Tensor  # with graph
+    old_logp_KBC: Tensor
+    reference_logp_KBC: Tensor | None
+    advantage_B: Tensor
+    weights: Weights
+    group_size: int  # rows of a group are adjacent
+
+    def tokens(self, logp_KBC: Tensor) -> Tensor:
+        """A token's log-prob, its views added up by their weights: [B, C].
+
+        The sum over a row's tokens is the estimate of its log-likelihood.
+        """
+        total_BC = (self.weights.share_KBC * logp_KBC).sum(0)
+        return total_BC * self.weights.length_B[:, None]
+
+    def means(self, logp_KBC: Tensor) -> Tensor:
+        """A row's log-likelihood over its length: [B]."""
+        return (self.weights.share_KBC * logp_KBC).sum((0, 2))
+
+
+def ratio_of_rows(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """PPO's clip of r = exp((L - L_old) / n), L the row's log-likelihood and n its length.
+
+    GSPO (arXiv 2507.18071); with the ELBO for L it is ESPO (arXiv 2512.03759).
+
+    Args:
+        rows: of the batch.
+        config: the clip.
+
+    Returns:
+        loss [B]; [B] bool: rows whose gradient the clip stops.
+    """
+    current_B, old_B = rows.means(rows.logp_KBC), rows.means(rows.old_logp_KBC)
+    return TOKEN_LOSSES[PolicyLoss.ppo_clip](current_B, old_B, rows.advantage_B, config)
+
+
+def ratio_of_tokens(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """PPO's clip for each token, whose log-prob is the weighted sum over its views.
+
+    coupled-GRPO (arXiv 2506.20639). Arguments and return as `ratio_of_rows`, a row's loss being the
+    mean over its tokens and its clipped share a float.
+    """
+    current_BC, old_BC = rows.tokens(rows.logp_KBC), rows.tokens(rows.old_logp_KBC)
+    loss_BC, clipped_BC = TOKEN_LOSSES[PolicyLoss.ppo_clip](
+        current_BC, old_BC, rows.advantage_B[:, None].expand_as(current_BC), config
+    )
+    return mean_of_tokens(rows, loss_BC), mean_of_tokens(rows, clipped_BC.float())
+
+
+def mean_of_tokens(rows: ScoredRows, value_BC: Tensor) -> Tensor:
+    """The mean over a row's tokens, those that no view scores counting 0: [B]."""
+    scored_BC = (rows.weights.share_KBC > 0).any(0)
+    return (value_BC * scored_BC).sum(1) / rows.weights.length_B.clamp(min=1)
+
+
+def upper_bound(rows: ScoredRows, exponent: float) -> Tensor:
+    """The mean over tokens of (1 / b) log sum_k w_k p_k^b, b > 1: [B] (SPG, arXiv 2510.09541).
+
+    w_k are the views' 1/t weights; the mean is over the tokens that a view hides. Up to a
+    constant it bounds the log-likelihood from above, as the ELBO does from below.
+    """
+    weight_KBC = rows.weights.share_KBC * rows.weights.length_B[:, None]
+    hidden_BC = (weight_KBC > 0).any(0)
+    terms_KBC = exponent * rows.logp_KBC + weight_KBC.log()
+    # -inf - (-inf) has no gradient: where nothing is hidden the sum is of one 0
+    terms_KBC = torch.where(hidden_BC, terms_KBC, 0.0)
+    bound_BC = terms_KBC.logsumexp(0) / exponent
+    return (bound_BC * hidden_BC).sum(1) / hidden_BC.sum(1).clamp(min=1)
+
+
+def sandwich(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """-A times the lower bound of the log-likelihood where A >= 0, else a mixture with the upper.
+
+    Raising a lower bound raises the likelihood; lowering it need not lower the likelihood, lowering
+    an upper bound does. The mixture is share * upper + (1 - share) * lower (SPG, arXiv 2510.09541).
+    No ratio, no clip. Arguments and return as `ratio_of_rows`.
+    """
+    assert config.bound_exponent is not None and config.bound_share is not None
+    lower_B = rows.means(rows.logp_KBC)
+    upper_B = upper_bound(rows, config.bound_exponent)
+    mixed_B = config.bound_share * upper_B + (1 - config.bound_share) * lower_B
+    value_B = torch.where(rows.advantage_B >= 0, lower_B, mixed_B)
+    return -rows.advantage_B * value_B, torch.zeros_like(value_B)
+
+
+def boundary(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """A bound of -A exp(l - l_old) from above that is a sum over views (BGPO, arXiv 2510.11683).
+
+    l is the mean over views of l_k, each view's own estimate of the row's log-likelihood over its
+    length. A >= 0: exp(x) >= 1 + x gives the mean of 1 + l_k - l_old,k. A < 0: by Jensen the mean
+    of exp(l_k - l_old,k). Value and gradient are those of the ratio where l = l_old.
+    Arguments and return as `ratio_of_rows`.
+    """
+    num_views = len(rows.logp_KBC)
+    difference_KBC = rows.logp_KBC - rows.old_logp_KBC
+    difference_KB = num_views * (rows.weights.share_KBC * difference_KBC).sum(2)
+    linear_B, convex_B = (1 + difference_KB).mean(0), difference_KB.exp().mean(0)
+    value_B = torch.where(rows.advantage_B >= 0, linear_B, convex_B)
+    return -rows.advantage_B * value_B, torch.zeros_like(value_B)
+
+
+def self_normalized(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """-sum_i c_i A_i l_i / sum_j c_j over each group (StableDRL, arXiv 2603.06743).
+
+    c is the sequence ratio clipped on both sides whatever A's sign, without gradient; l the row's
+    log-likelihood over its length. So an update stays among the rows' own gradients: noise in a
+    ratio can neither pass the clip nor scale the batch. Arguments and return as `ratio_of_rows`.
+    """
+    current_B, old_B = rows.means(rows.logp_KBC), rows.means(rows.old_logp_KBC)
+    ratio_B = (current_B - old_B).detach().exp()
+    clipped_B = ratio_B.clamp(1 - config.clip_low, 1 + config.clip_high)
+    groups_PG = clipped_B.view(-1, rows.group_size)
+    share_B = (groups_PG / groups_PG.mean(1, keepdim=True)).flatten()
+    return -share_B * rows.advantage_B * current_B, clipped_B != ratio_B
+
+
+ROW_LOSSES: dict[
+    tuple[Level, PolicyLoss],
+    Callable[[ScoredRows, ObjectiveConfig], tuple[Tensor, Tensor]],
+] = {
+    (Level.token, PolicyLoss.ppo_clip): ratio_of_tokens,
+    (Level.sequence, PolicyLoss.ppo_clip): ratio_of_rows,
+    (Level.sequence, PolicyLoss.sandwich): sandwich,
+    (Level.sequence, PolicyLoss.boundary): boundary,
+    (Level.sequence, PolicyLoss.self_normalized): self_normalized,
+}
+
+
+def divergence(rows: ScoredRows, reference_KBC: Tensor, config: ObjectiveConfig) -> Tensor:
+    """The KL estimate per token, [B]: of the tokens' log-probs, or of the row's over its length.
+
+    level=token: the mean over tokens. level=sequence: the estimator of the whole log-likelihoods,
+    divided by n (ESPO, arXiv 2512.03759).
+    """
+    estimator = KL_ESTIMATORS[config.kl_estimator]
+    if config.level == Level.token:
+        tokens_BC, reference_BC = rows.tokens(rows.logp_KBC), rows.tokens(reference_KBC)
+        return mean_of_tokens(rows, estimator(tokens_BC, reference_BC))
+    length_B = rows.weights.length_B
+    total_B, reference_B = (length_B * rows.means(x) for x in (rows.logp_KBC, reference_KBC))
+    return estimator(total_B, reference_B) / length_B.clamp(min=1)
+
+
+def row_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
+    """sum_b w_b (policy loss_b + kl_coef KL_b); the entropy is a sum over tokens, added there.
+
+    Raises:
+        ValueError: kl_coef is not 0 and there are no reference log-probs.
+    """
+    weight_B = rows.weights.row_B
+    policy_B, clipped_B = ROW_LOSSES[config.level, config.policy_loss](rows, config)
+    loss_B = policy_B
+    sums = {
+        "loss/policy": (weight_B * policy_B).sum(),
+        "loss/clip_frac": (weight_B * clipped_B).sum(),
+    }
+    if config.kl_coef != 0:
+        if rows.reference_logp_KBC is None:
+            raise ValueError("objective.kl_coef is not 0, but there are no reference log-probs")
+        kl_B = divergence(rows, rows.reference_logp_KBC, config)
+        loss_B = loss_B + config.kl_coef * kl_B
+        sums[f"kl/{config.kl_estimator}"] = (weight_B * kl_B).sum()
+    loss = (weight_B * loss_B).sum()
+    sums["loss/total"] = loss
+    return LossOutput(loss=loss, sums={name: value.detach() for name, value in sums.items()})
+
+
+def row_gradient(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The derivative of `row_objective` by each log-prob, [K, B, C], and its sums.
+
+    Args:
+        rows: log-probs without graph.
+        config: which policy loss, level, KL estimator and coefficients.
+    """
+    with torch.enable_grad():
+        leaf = rows.logp_KBC.detach().requires_grad_()
+        current = ScoredRows(
+            logp_KBC=leaf,
+            old_logp_KBC=rows.old_logp_KBC,
+            reference_logp_KBC=rows.reference_logp_KBC,
+            advantage_B=rows.advantage_B,
+            weights=rows.weights,
+            group_size=rows.group_size,
+        )
+        output = row_objective(current, config)
+        (gradient_KBC,) = torch.autograd.grad(output.loss, leaf)
+    return gradient_KBC, output.sums
+
+
+def surrogate(
+    logp_N: Tensor, entropy_N: Tensor, gradient_N: Tensor, weight_N: Tensor, entropy_coef: float
+) -> LossOutput:
+    """The micro-batch's part of the second pass: its gradient is that of the whole loss.
+
+    Args:
+        logp_N, entropy_N: [N] float32, with graph.
+        gradient_N: [N], of `row_gradient`.
+        weight_N: [N], of `Weights.token_KBC`, for the entropy.
+        entropy_coef: as in the config.
+    """
+    entropy = (weight_N * entropy_N).sum()
+    loss = (gradient_N * logp_N).sum() - entropy_coef * entropy
+    sums = {"policy/entropy": entropy.detach(), "loss/total": -entropy_coef * entropy.detach()}
+    return LossOutput(loss=loss, sums=sums)

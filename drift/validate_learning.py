@@ -1,0 +1,192 @@
+"""Checks of masking and objective: parts that contradict each other are refused. No torch."""
+
+from collections.abc import Iterator
+
+from drift.config import (
+    AllConfig,
+    BlockConfig,
+    CoupledConfig,
+    CoupledRatioConfig,
+    ElboConfig,
+    Importance,
+    KLEstimator,
+    Level,
+    MaskingStrategy,
+    Normalization,
+    PolicyLoss,
+    RandomConfig,
+    RunConfig,
+    SequentialConfig,
+    Times,
+)
+
+RATIO_FREE = (PolicyLoss.reinforce, PolicyLoss.sandwich)
+LEVELS: dict[PolicyLoss, tuple[Level, ...]] = {
+    PolicyLoss.reinforce: (Level.view,),
+    PolicyLoss.ppo_clip: (Level.view, Level.token, Level.sequence),
+    PolicyLoss.sandwich: (Level.sequence,),
+    PolicyLoss.boundary: (Level.sequence,),
+    PolicyLoss.self_normalized: (Level.sequence,),
+}
+# whose views show the sampler's own states
+STATES = (MaskingStrategy.sequential, MaskingStrategy.replay)
+# whose views hide a token at several t, with 1/t weights
+TIMES = (MaskingStrategy.elbo, MaskingStrategy.quadrature, MaskingStrategy.block)
+# whose views score some tokens more often than others
+UNEVEN = (MaskingStrategy.sequential, MaskingStrategy.random)
+# each of whose views estimates the whole row's log-likelihood
+WHOLE = (MaskingStrategy.elbo, MaskingStrategy.block, MaskingStrategy.random, MaskingStrategy.all)
+
+
+def choices(strategies: tuple[MaskingStrategy, ...]) -> str:
+    """`masking=elbo, quadrature or block`"""
+    *first, last = strategies
+    return f"masking={', '.join(first)} or {last}"
+
+
+def masking_problems(config: RunConfig) -> Iterator[str]:
+    """What cannot work in the masking."""
+    masking = config.masking
+    if not 0 <= masking.prompt_mask_prob < 1:
+        yield f"masking.prompt_mask_prob={masking.prompt_mask_prob} must be from 0 to below 1"
+    if isinstance(masking, SequentialConfig) and not 0 <= masking.low_prob_threshold <= 1:
+        yield f"masking.low_prob_threshold={masking.low_prob_threshold} must be within 0 and 1"
+    if isinstance(masking, RandomConfig) and not 0 < masking.ratio <= 1:
+        yield f"masking.ratio={masking.ratio} must be within 0 (excluded) and 1"
+    if isinstance(masking, CoupledConfig) and masking.num_views % 2:
+        yield (
+            f"masking.num_views={masking.num_views} must be even for masking=coupled: "
+            "a view and its complement"
+        )
+    if isinstance(masking, AllConfig) and masking.num_views != 1 and not masking.prompt_mask_prob:
+        yield (
+            f"masking.num_views={masking.num_views} must be 1 for masking=all: "
+            "everything is hidden in every view; only masking.prompt_mask_prob makes views differ"
+        )
+    if isinstance(masking, CoupledRatioConfig):
+        yield from _coupled_ratio(masking)
+    if (
+        isinstance(masking, ElboConfig)
+        and masking.times == Times.antithetic
+        and masking.num_views % 2
+    ):
+        yield (
+            f"masking.num_views={masking.num_views} must be even for "
+            "masking.times=antithetic: a view and its complement"
+        )
+    if isinstance(masking, BlockConfig) and config.rollout.gen_length % masking.block_length:
+        yield (
+            f"masking.block_length={masking.block_length} must divide "
+            f"rollout.gen_length={config.rollout.gen_length}"
+        )
+
+
+def _coupled_ratio(masking: CoupledRatioConfig) -> Iterator[str]:
+    if masking.num_views % 3:
+        yield (
+            f"masking.num_views={masking.num_views} must be a multiple of 3 for "
+            "masking=coupled_ratio: everything hidden, a part, the rest"
+        )
+    if not 0 < masking.min_ratio <= masking.max_ratio < 1:
+        yield (
+            f"masking.min_ratio={masking.min_ratio} and masking.max_ratio={masking.max_ratio} "
+            "must satisfy 0 < min_ratio <= max_ratio < 1: both parts are weighted by 1 / share"
+        )
+
+
+def objective_problems(config: RunConfig) -> Iterator[str]:
+    """What cannot work in the objective, alone or with the masking and the rollout."""
+    objective = config.objective
+    if config.rollout.group_size < 2:
+        yield (
+            f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
+            "completion with; use 2 or more"
+        )
+    if objective.policy_loss in RATIO_FREE and objective.num_updates > 1:
+        yield (
+            f"objective.num_updates={objective.num_updates} needs a ratio to the old policy, which "
+            f"objective.policy_loss={objective.policy_loss} has not; "
+            "set objective.policy_loss=ppo_clip or num_updates=1"
+        )
+    if objective.importance != Importance.none:
+        yield from _importance(config)
+    if objective.clip_low >= 1:
+        yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"
+    if config.rollout.temperature == 0:
+        yield (
+            "rollout.temperature=0 makes every completion of a group the same; "
+            "use a value above 0, for example 1"
+        )
+    yield from _level(config)
+    yield from _bounds(config)
+
+
+def _importance(config: RunConfig) -> Iterator[str]:
+    objective, strategy = config.objective, config.masking.strategy
+    if strategy not in STATES:
+        yield (
+            f"objective.importance={objective.importance} compares sampler and learner in the "
+            f"sampler's own states, which masking={strategy} does not score; use "
+            "masking=sequential or replay, or importance=none"
+        )
+    if objective.level != Level.view:
+        yield (
+            f"objective.importance={objective.importance} weighs each token in its view, which "
+            f"objective.level={objective.level} adds up; use level=view or importance=none"
+        )
+
+
+def _level(config: RunConfig) -> Iterator[str]:
+    objective = config.objective
+    allowed = LEVELS[objective.policy_loss]
+    if objective.level not in allowed:
+        yield (
+            f"objective.level={objective.level} does not go with "
+            f"objective.policy_loss={objective.policy_loss}; use level={' or '.join(allowed)}"
+        )
+    strategy = config.masking.strategy
+    if objective.level == Level.token and strategy in UNEVEN:
+        yield (
+            f"objective.level=token adds up a token's views, but masking={strategy} scores some "
+            "tokens more often than others; use level=view or sequence, or another masking"
+        )
+    exploding = objective.kl_coef != 0 and objective.kl_estimator == KLEstimator.k3
+    if objective.level == Level.sequence and exploding:
+        yield (
+            "objective.kl_estimator=k3 is the exponential of a whole completion's log-ratio at "
+            "objective.level=sequence; use k2"
+        )
+    if (
+        objective.policy_loss == PolicyLoss.self_normalized
+        and objective.normalization != Normalization.sample
+    ):
+        yield (
+            f"objective.normalization={objective.normalization} does not apply to "
+            "objective.policy_loss=self_normalized, which normalizes each group itself; use sample"
+        )
+
+
+def _bounds(config: RunConfig) -> Iterator[str]:
+    objective, strategy = config.objective, config.masking.strategy
+    sandwich = objective.policy_loss == PolicyLoss.sandwich
+    exponent, share = objective.bound_exponent, objective.bound_share
+    for key, value in (("bound_exponent", exponent), ("bound_share", share)):
+        if value is not None and not sandwich:
+            yield (
+                f"objective.{key}={value} applies to objective.policy_loss=sandwich only; "
+                "remove it or set policy_loss=sandwich"
+            )
+    if sandwich and (exponent is None or not exponent > 1):
+        yield f"objective.bound_exponent={exponent} must be above 1 for policy_loss=sandwich"
+    if sandwich and (share is None or not 0 <= share <= 1):
+        yield f"objective.bound_share={share} must be within 0 and 1 for policy_loss=sandwich"
+    if sandwich and strategy not in TIMES:
+        yield (
+            f"objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
+            f"masking={strategy} has not; use {choices(TIMES)}"
+        )
+    if objective.policy_loss == PolicyLoss.boundary and strategy not in WHOLE:
+        yield (
+            "objective.policy_loss=boundary needs views that each estimate the whole "
+            f"likelihood, which those of masking={strategy} do not; use {choices(WHOLE)}"
+        )

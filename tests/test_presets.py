@@ -1,0 +1,217 @@
+"""Each preset's loss and gradient against its published formula; what contradicts is refused."""
+
+import re
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from drift import rng
+from drift.advantage import estimate
+from drift.cli import CONF, typed
+from drift.config import Level, RunConfig, register
+from drift.errors import ConfigError
+from drift.masking import build_views
+from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.row_objective import ScoredRows, row_objective, upper_bound
+from drift.types import TokenLogps
+from drift.update import restrict, settle_scored
+from drift.validate import validate
+from tests.conftest import ROOT, make_trace
+from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
+
+PAPERS = sorted(
+    path.stem
+    for path in (CONF / "experiment").glob("*.yaml")
+    if not path.stem.startswith(("llada", "dream"))
+)
+LOSSES = ["reinforce", "grpo", "dr_grpo", "rloo", "gspo"]
+register()
+
+
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = typed(compose("train", overrides=list(overrides)))
+    validate(config)
+    return config
+
+
+def random_batch(*overrides: str) -> Batch:
+    config = composed("rollout.gen_length=6", "rollout.block_length=2", *overrides)
+    generator = torch.Generator().manual_seed(7)
+    lengths = [6, 6, 4, 6, 2, 6, 6, 4, 6, 6, 6, 6]
+    steps = [
+        [int(s) for s in torch.randperm(n, generator=generator)] + [-1] * (CANVAS - n)
+        for n in lengths
+    ]
+    trace = make_trace(steps)
+    views = build_views(trace, torch.arange(12), config.masking, rng.stream(3, "presets"))
+    shape = views.hidden_KBC.shape
+    old, reference, current = (
+        torch.rand(shape, generator=generator, dtype=torch.float64).log().clamp(min=-3)
+        for _ in range(3)
+    )
+    current = (old + 0.6 * (current - current.mean())).clamp(max=-0.01)
+    rewards = torch.tensor([1.0, 0, 0, 0.5, 0, 0, 1, 1, 1, 1, 1, 1])
+    return Batch(
+        config=config,
+        trace=trace,
+        rewards_B=rewards,
+        views=views,
+        logp=current.requires_grad_(),
+        old=old,
+        reference=reference,
+    )
+
+
+def by_parts(batch: Batch) -> Tensor:
+    """The loss as `update` puts it together."""
+    objective = batch.config.objective
+    advantages = estimate(batch.rewards_B, GROUP, objective.advantage)
+    views = restrict(batch.views, advantages.used_B)
+    scored_KBC = settle_scored(views, TokenLogps(logp_KBC=batch.old, entropy_KBC=batch.old * 0))
+    length_B = batch.trace.committed_BC.sum(1) * advantages.used_B
+    size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
+    num_rows, num_tokens = int((size_B > 0).sum()), int(size_B.sum())
+    weights = weigh(
+        scored_KBC, views.weight_KB, length_B, objective.normalization, num_rows, num_tokens
+    )
+    if objective.level != Level.view:
+        rows = ScoredRows(
+            logp_KBC=batch.logp * scored_KBC,
+            old_logp_KBC=batch.old * scored_KBC,
+            reference_logp_KBC=batch.reference * scored_KBC,
+            advantage_B=advantages.values_B,
+            weights=weights,
+            group_size=GROUP,
+        )
+        return row_objective(rows, objective).loss
+    tokens = ScoredTokens(
+        logp_N=batch.logp[scored_KBC],
+        entropy_N=torch.zeros(int(scored_KBC.sum())),
+        old_logp_N=batch.old[scored_KBC],
+        reference_logp_N=batch.reference[scored_KBC],
+        advantage_N=advantages.values_B[:, None].expand_as(scored_KBC)[scored_KBC],
+        weight_N=weights.token_KBC[scored_KBC],
+    )
+    return policy_objective(tokens, objective).loss
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *PAPERS])
+def test_a_presets_loss_and_gradient_are_its_published_formula(name: str) -> None:
+    choice = [f"experiment={name}"] if name in PAPERS else [f"objective={name}", "masking=replay"]
+    batch = random_batch(*choice)
+    found, expected = by_parts(batch), FORMULAS[name](batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-7)
+    (by_loss,) = torch.autograd.grad(found, batch.logp)
+    (by_formula,) = torch.autograd.grad(expected, batch.logp)
+    torch.testing.assert_close(by_loss, by_formula, atol=1e-7, rtol=1e-5)
+    assert by_loss.abs().max() > 1e-3  # something is learned
+
+
+def test_bgpo_is_the_ratio_where_the_policy_has_not_moved() -> None:
+    batch = random_batch("experiment=bgpo")
+    batch.logp = batch.old.clone().requires_grad_()
+    (found,) = torch.autograd.grad(by_parts(batch), batch.logp)
+    ratio = random_batch("experiment=bgpo", "objective.policy_loss=ppo_clip")
+    ratio.logp = ratio.old.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(by_parts(ratio), ratio.logp)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
+    assert by_parts(batch).item() == pytest.approx(by_parts(ratio).item(), abs=1e-7)
+
+
+def test_the_upper_bound_is_above_the_lower_and_has_a_gradient_where_nothing_is_hidden() -> None:
+    # weights of a token's views that add up to 1: Jensen; the last token is hidden in no view
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.rand(3, 5, 4, generator=generator).log().requires_grad_()
+    share = torch.rand(3, 5, 4, generator=generator)
+    share = share / share.sum(0) / 3
+    share[:, :, 3] = 0
+    length = torch.full((5,), 3)
+    rows = ScoredRows(
+        logp_KBC=logp,
+        old_logp_KBC=logp.detach(),
+        reference_logp_KBC=None,
+        advantage_B=torch.zeros(5),
+        weights=Weights(share_KBC=share, row_B=torch.ones(5), length_B=length),
+        group_size=5,
+    )
+    upper = upper_bound(rows, 1.5)
+    assert (upper > rows.means(logp)).all()
+    (gradient,) = torch.autograd.grad(upper.sum(), logp)
+    assert gradient.isfinite().all()
+    assert (gradient[:, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(ROOT / "drift" / "policy").glob("*.py"),
+        *(ROOT / "drift" / f"{name}.py" for name in ("trainer", "decoding", "rollout", "update")),
+        *(ROOT / "drift" / f"{name}.py" for name in ("likelihood", "engine", "gap", "train")),
+    ],
+    ids=lambda path: path.name,
+)
+def test_no_presets_name_stands_where_training_happens(path) -> None:
+    names = {*PAPERS, *LOSSES} - {"reinforce"}
+    found = re.findall(rf"(?i)\b({'|'.join(sorted(names))})\b", path.read_text())
+    assert not found
+
+
+def test_every_preset_has_a_formula_and_names_its_source() -> None:
+    assert set(FORMULAS) == {*LOSSES, *PAPERS}
+    for name in PAPERS:
+        assert "arXiv" in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["objective.level=sequence"],
+            "objective.level=sequence does not go with objective.policy_loss=reinforce; "
+            "use level=view",
+        ),
+        (
+            ["objective=ppo_clip", "objective.level=token"],
+            "objective.level=token adds up a token's views, but masking=sequential scores some",
+        ),
+        (
+            ["experiment=spg", "masking=coupled"],
+            "objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
+            "masking=coupled has not; use masking=elbo, quadrature or block",
+        ),
+        (["experiment=spg", "objective.bound_exponent=1"], "objective.bound_exponent=1.0 must be"),
+        (["objective.bound_share=0.5"], "objective.bound_share=0.5 applies to"),
+        (["experiment=spg", "objective.num_updates=2"], "objective.num_updates=2 needs a ratio"),
+        (
+            ["objective=gspo", "objective.policy_loss=boundary", "masking=replay"],
+            "objective.policy_loss=boundary needs views that each estimate the whole likelihood, "
+            "which those of masking=replay do not; use masking=elbo, block, random or all",
+        ),
+        (
+            ["objective=gspo", "objective.kl_coef=0.1"],
+            "objective.kl_estimator=k3 is the exponential of a whole completion's log-ratio",
+        ),
+        (
+            ["experiment=stable_drl", "objective.normalization=token"],
+            "objective.normalization=token does not apply to objective.policy_loss=self_normalized",
+        ),
+        (
+            ["objective=gspo", "objective.importance=truncated"],
+            "objective.importance=truncated weighs each token in its view",
+        ),
+        (["experiment=espo", "masking.num_views=3"], "masking.num_views=3 must be even for"),
+        (["masking=coupled_ratio", "masking.num_views=2"], "must be a multiple of 3"),
+        (["masking=coupled_ratio", "masking.max_ratio=1"], "0 < min_ratio <= max_ratio < 1"),
+        (["masking=block", "masking.block_length=5"], "masking.block_length=5 must divide"),
+        (["masking=trace", "masking.shrink=0"], "masking.shrink=0 must be greater than 0"),
+        (["masking.prompt_mask_prob=1"], "masking.prompt_mask_prob=1.0 must be from 0 to below 1"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(*overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

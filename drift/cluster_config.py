@@ -14,7 +14,7 @@ class ClusterConfig:
     num_machines: int = 1
     machine_rank: int = 0  # of this machine, from 0
     main_address: str = "127.0.0.1"  # of the machine of rank 0
-    main_port: int | None = None  # null = a free one; with several machines name it
+    main_port: int | None = None  # null = a free one; with several machines 29500
     threads: int | None = None  # CPU threads of a process; null = torch's choice
     zero_stage: int | None = None  # DeepSpeed ZeRO 0 to 3; null = 3 on several GPUs, else 0
     offload_optimizer: bool = False  # AdamW's state to CPU memory

@@ -62,7 +62,9 @@ def start(command: str, config: Any) -> None:
     """
     cluster, size = config.cluster, num_processes(config.cluster)
     number, first = size * cluster.num_machines, size * cluster.machine_rank
-    address, port = cluster.main_address, cluster.main_port or ranks.free_port()
+    address, port = cluster.main_address, cluster.main_port
+    if port is None:  # several machines must agree
+        port = ranks.free_port() if cluster.num_machines == 1 else ranks.USUAL_PORT
     logging_settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []

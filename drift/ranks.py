@@ -21,6 +21,7 @@ class Ranks:
 
 
 ALONE = Ranks(1, 0, 0, 1, "itself")
+USUAL_PORT = 29_500  # torchrun's
 STARTED_BY = "DRIFT_STARTED_BY"  # set by launch.py in the processes it starts
 
 

@@ -276,12 +276,6 @@ def _cluster(cluster: ClusterConfig) -> Iterator[str]:
             f"cluster.machine_rank={cluster.machine_rank} must be below "
             f"cluster.num_machines={cluster.num_machines}: the first machine is 0"
         )
-    slurm = isinstance(cluster, SlurmConfig)  # which knows its machines
-    if cluster.num_machines > 1 and cluster.main_port is None and not slurm:
-        yield (
-            f"cluster.num_machines={cluster.num_machines} needs cluster.main_port: "
-            "a free port of the first machine, the same on all"
-        )
     for key, least in (("offload_optimizer", 1), ("offload_parameters", 3), ("deepspeed", 1)):
         value = setting(cluster, key)
         if value and (stage is not None and stage < least):

@@ -155,7 +155,6 @@ def test_bytes_of_a_weight_at_each_stage() -> None:
     assert found == pytest.approx([4 + 8 + 4 + 4, 2 + 1.5 + 2, 2 + 1.5 + 0.5, 0.25 + 1.5 + 0.5])
 
 
-@pytest.mark.xfail(strict=True, reason="the engine of several ranks is not merged yet")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "dtype"),

@@ -13,6 +13,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -21,7 +22,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from drift.config import BaseConfig, register
+from drift import help, sweep
+from drift.config import GROUPS, BaseConfig, register
 from drift.errors import ConfigError, DriftError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -100,10 +102,28 @@ def unknown_option(error: Any) -> str | None:
     allowed: list[str] = []
     if isinstance(schema, type) and dataclasses.is_dataclass(schema):
         allowed = [field.name for field in dataclasses.fields(schema)]
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {group + '.' if group else ''}{near[0]}" if near else ""
+    near = [f"{group + '.' if group else ''}{word}" for word in closest(name, allowed)]
+    near += [] if group else [f"{of}.{name}" for of in groups_with(name) if of in allowed]
+    hint = f"; did you mean {' or '.join(near)}" if near else ""
     known = f"; options here: {', '.join(allowed)}" if allowed else ""
     return f"{error.full_key}: no such option{hint}{known}"
+
+
+def closest(name: str, known: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1)
+
+
+def groups_with(name: str) -> list[str]:
+    """The groups that have a setting of that name: ["optim", "model"] for `lr`."""
+    return [
+        group
+        for group, schemas in GROUPS.items()
+        if any(
+            name == field.name
+            for schema in schemas.values()
+            for field in dataclasses.fields(schema)
+        )
+    ]
 
 
 def unknown_choice(error: Any) -> str:
@@ -111,7 +131,7 @@ def unknown_choice(error: Any) -> str:
     choice = str(error.missing_cfg_file or "")
     group, _, name = choice.rpartition("/")
     options = sorted(error.options or [])
-    near = difflib.get_close_matches(name, options, n=1)
+    near = closest(name, options)
     hint = f"; did you mean {near[0]}" if near else ""
     return f"{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
 
@@ -134,13 +154,19 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     Exit codes: 0, 1 for a user's mistake (one line, no traceback), 2 for a malformed override.
     """
     register()
+    help.register()
+    if (mistake := help.wrong_flag(sys.argv[1:])) is not None:
+        print(f"drift: {mistake}", file=sys.stderr)
+        sys.exit(2)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `explain` prints
 
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> float | None:
         typed_config: BaseConfig = typed(config)
         typed_config.output_dir = HydraConfig.get().runtime.output_dir
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep.attempt(sweep.job_card(HydraConfig.get()), typed_config, run, run_fault)
         try:
             run(typed_config)
         except (DriftError, MemoryError, RuntimeError) as error:
@@ -149,6 +175,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
                 raise
             remove_if_empty(Path(typed_config.output_dir))
             sys.exit(f"drift: {fault}")
+        return None
 
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
     try:
@@ -156,16 +183,19 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     except OverrideParseException as error:
         print(f"drift: {explain(error)}; write overrides as key=value", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except USER_ERRORS as error:
         sys.exit(f"drift: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def run_fault(error: Exception) -> str | None:
+def run_fault(error: BaseException) -> str | None:
     """One line for a fault of a running job that a user can mend; None for a bug."""
-    if isinstance(error, DriftError):
-        return str(error)
+    if isinstance(error, USER_ERRORS):
+        return explain(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return f"{first_line(error)}; {SAVE_MEMORY}"
     return None

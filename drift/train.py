@@ -159,7 +159,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
             manifest = checkpointing.read_json(folder / "manifest.json")
             warn_of_changes(dict(flat("data", manifest["data"])), dict(flat("data", digests)))
         if config.resume != "auto":
-            (folder / "mlflow_run_id").unlink(missing_ok=True)  # another branch, another MLflow run
+            tracker.forget()  # another branch, another run in the store
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     first = trainer.problems[Split.train].examples[0]

@@ -161,5 +161,5 @@ def test_resume_from_what_is_not_a_checkpoint_is_refused(run: Run, tmp_path: Pat
 
 
 def test_help_and_composed_config_are_printed(run: Run) -> None:
-    assert "masking: all, coupled, random, sequential" in run("train", "--help").stdout
+    assert "sequential  Hide what was committed" in run("train", "--help").stdout
     assert "low_prob_threshold: 0.6" in run("train", "--cfg", "job").stdout

@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +217,12 @@ def mlflow_address(store: MlflowConfig, runs: list[RunRecord]) -> str | None:
 
 def read_runs(config: CompareConfig) -> tuple[str, list[RunRecord], MlflowConfig | None]:
     """Title, runs, and the MLflow store that has them."""
-    if (config.sweep is None) == (config.experiment is None):
-        raise ConfigError("give sweep=FOLDER or experiment=NAME, one of the two")
     if config.sweep is not None:
         runs, store = from_sweep(Path(config.sweep).expanduser())
         return config.sweep, runs, store
     if not isinstance(config.tracking, MlflowConfig):
-        raise ConfigError("experiment=NAME is read from MLflow; use tracking=mlflow")
-    store = replace(config.tracking, experiment=str(config.experiment))
-    return store.experiment, from_experiment(store), store
+        raise ConfigError("an experiment is read from MLflow; use tracking=mlflow, or sweep=FOLDER")
+    return config.tracking.experiment, from_experiment(config.tracking), config.tracking
 
 
 @contextmanager
@@ -262,5 +258,17 @@ def run(config: CompareConfig) -> None:
         print(address)
 
 
+def as_overrides(words: list[str]) -> list[str]:
+    """`experiment=NAME` as Hydra has to read it: `experiment` is a config group of training."""
+    keys = [word.partition("=")[0] for word in words]
+    if "sweep" in keys and "experiment" in keys:
+        sys.exit("drift: give sweep=FOLDER or experiment=NAME, not both")
+    return [
+        f"tracking.{word}" if key == "experiment" else word
+        for key, word in zip(keys, words, strict=True)
+    ]
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = as_overrides(sys.argv[1:])
     run_command("compare", run)

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig, WandbMode
 from drift.errors import ConfigError
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
@@ -178,7 +178,7 @@ class WandbStore:
             mode=config.mode.value,
             dir=folder,
             id=known,
-            resume="allow" if config.mode == "online" else None,
+            resume="allow" if config.mode == WandbMode.online else None,
             name=card.name,
             config=card.params,
             tags=sorted(f"{key}={value}"[:64] for key, value in card.tags.items()),
@@ -186,7 +186,8 @@ class WandbStore:
         )
         self._wandb = wandb
         self.run_id = str(self._run.id)
-        self.where = str(self._run.url or f"wandb sync {folder}/wandb/latest-run")
+        online = config.mode == WandbMode.online
+        self.where = str(self._run.url) if online else f"wandb sync {folder}/wandb/latest-run"
         id_file.write_text(self.run_id)
         self.known_through = int(self._run.step) - 1
 

@@ -49,8 +49,7 @@ class TrackConfig:
 class CompareConfig:
     """`python -m drift.compare`."""
 
-    tracking: TrackingConfig = MISSING  # where the report is logged, and `experiment` is read
+    tracking: TrackingConfig = MISSING  # without `sweep`: the MLflow experiment to read
     sweep: str | None = None  # a sweep's folder
-    experiment: str | None = None  # of the MLflow store
     output: str | None = None  # a folder; null = compare/ in the sweep's, or outputs/compare/NAME
     output_dir: str = ""  # as in BaseConfig

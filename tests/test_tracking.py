@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from drift.config import MlflowConfig, TrackingBackend
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.errors import ConfigError
 from drift.stats import wilson
 from drift.stores import Card, MlflowStore, open_experiment
 from drift.tracking import MetricsFile, Tracker
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 
 def config(folder: Path, uri: str | None = None) -> MlflowConfig:
@@ -109,7 +111,8 @@ def test_a_store_that_was_deleted_gets_a_new_run_with_every_step(tmp_path: Path)
 WRITER = """
 import sys
 from pathlib import Path
-from drift.config import MlflowConfig, TrackingBackend
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.errors import ConfigError
 from drift.tracking import Tracker
 store, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir()
@@ -169,3 +172,90 @@ def test_ten_writers_into_one_fresh_store_lose_and_misfile_nothing(tmp_path: Pat
             for name in line.keys() - {"step", "unix_s"}:
                 history = client.get_metric_history(run_id, name)
                 assert [m.value for m in history if m.step == line["step"]] == [line[name]]
+
+
+def test_a_run_that_was_not_tracked_can_be_sent_to_a_store_later(run: Run, tmp_path: Path) -> None:
+    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    tracker.start("run", {"seed": 3}, {"mine": "yes"}, done_step=-1)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.finish("FINISHED")
+    refused = run("track", "sync", "a", check=False)
+    assert "drift: a was run with tracking=off; add tracking=mlflow or wandb" in refused.stderr
+    for _ in range(2):  # the second time there is nothing left to send
+        done = run("track", "sync", str(tmp_path), "tracking=mlflow", "tracking.uri=sqlite:///m.db")
+        assert "1 run is up to date" in done.stdout
+    client, experiment = open_experiment(config(tmp_path, f"sqlite:///{tmp_path}/m.db"))
+    (only,) = client.search_runs([experiment])
+    assert only.info.run_id == (tmp_path / "a" / "mlflow_run_id").read_text()
+    assert (only.data.params, only.data.tags["mine"]) == ({"seed": "3"}, "yes")
+    assert only.info.status == "KILLED"  # it wrote no summary.json
+    assert only.data.metrics == {"reward/mean": 0.5, "step": 1.0}
+    nothing = run("track", "sync", "b", check=False)
+    assert "drift: b holds no run: no tracking.json in it or below it" in nothing.stderr
+
+
+def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
+    """What the newest offline file holds, by step; it is a log of length-prefixed records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = (folder / "wandb" / "latest-run").resolve().glob("*.wandb")
+    data, place, found = path.read_bytes(), 7, {}
+    assert len(data) < 32_768  # one block
+    while place + 7 <= len(data):
+        length = int.from_bytes(data[place + 4 : place + 6], "little")
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if record.WhichOneof("record_type") == "history":
+            items = {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
+            step = int(items.pop("_step"))
+            found[step] = {k: float(v) for k, v in items.items() if not k.startswith("_")}
+    return found
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_every_step_also_after_a_restart(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    settings = WandbConfig(backend=TrackingBackend.wandb)
+    for steps, done in (((1, 2, 3), -1), ((3, 4), 2)):
+        tracker = Tracker(settings, tmp_path)
+        tracker.start("run", {"seed": 0}, {"sweep": "s"}, done_step=done)
+        for step in steps:
+            tracker.log(step, {"reward/mean": step / 4})
+        assert tracker.finish("FINISHED")
+        ids = {(tmp_path / "wandb_run_id").read_text()}
+        assert tracker.store is not None
+        assert ids == {tracker.store.run_id}
+        assert tracker.mlflow_run_id is None
+    expected = {step: {"reward/mean": step / 4} for step in (1, 2, 3, 4)}
+    deadline = time.monotonic() + 60  # wandb's own process flushes the file in its own time
+    while wandb_history(tmp_path) != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert wandb_history(tmp_path) == expected
+
+
+def test_a_missing_wandb_is_one_line_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what `import` does without the package
+    with pytest.raises(ConfigError, match=r"pip install 'drift\[wandb\]', or use tracking=mlflow"):
+        Tracker(WandbConfig(backend=TrackingBackend.wandb), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_system_metrics_are_sampled_while_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    settings = config(tmp_path)
+    settings.system_metrics = True
+    tracker = Tracker(settings, tmp_path)
+    tracker.start("run", {}, {}, done_step=-1)
+    time.sleep(1.5)
+    assert tracker.finish("FINISHED")
+    store = store_of(tracker)
+    names = store.client.get_run(store.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
+        names
+    )

@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from drift.runs import PHASES, Curve, Group
+from drift.tracking import shortened
 
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
 GREY = "#444444"  # the same in a PNG
 COLORS = (  # Okabe and Ito's, which colour-blind readers tell apart, without black and yellow
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#8C6BB1",
 )  # fmt: skip
+LABEL = 30  # characters of a label beside a bar
 DASHES = ("-", "--", ":", "-.")
 PHASE_COLORS = dict(zip(PHASES, COLORS, strict=False))
 AXES = {
@@ -123,13 +125,15 @@ def phase_shares(axes: Axes, groups: list[Group]) -> None:
             axes.barh(row, share, left=left, color=PHASE_COLORS[phase], height=0.7,
                       label=phase if row == 0 else None)  # fmt: skip
             left += share
-    axes.set_yticks(range(len(shown)), [group.label for group in shown])
+    labels = [shortened(group.label, LABEL) for group in shown]
+    axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the time of all steps")
     axes.grid(visible=False)
-    if shown:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    if shown and (figure := axes.get_figure()) is not None:
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
 
 
 CHARTS = [

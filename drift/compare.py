@@ -30,7 +30,7 @@ from drift.stores import HTTP, comparison_address, open_experiment, ui_command
 
 ACCURACIES = {"first": "before", "last": "final", "best": "best (validation)"}
 FORMATS = {"steps": ".0f", "seconds": ".0f", "tokens/s": ".0f", "NFE": ".1f", "peak GiB": ".2f"}
-SPEEDS = {"seconds": "s of training", "samples": "samples"}
+SPEEDS = {"seconds": "s", "samples": "samples"}
 log = logging.getLogger("drift")
 
 
@@ -74,8 +74,8 @@ class Comparison:
                 apart = best.ci95[0] > other.ci95[1]
                 verdict = "the intervals are apart" if apart else "the intervals overlap"
             yield (
-                f"Highest mean validation accuracy over the first {end:.0f} {SPEEDS[axis]}: "
-                f"{name}, {best}; next {second}, {other} ({verdict})."
+                f"Highest mean validation accuracy over the first {end:.0f} {SPEEDS[axis]} "
+                f"of training: {name}, {best}; next {second}, {other} ({verdict})."
             )
 
     def notes(self) -> list[str]:
@@ -84,8 +84,8 @@ class Comparison:
             "validation split.",
             "Intervals are of 95 %: of one run Wilson's, for other problems; of several as far as "
             "Wilson's and Student's over runs, for other seeds. Two seeds tell little.",
-            "mean to N: mean of the validation accuracy's curve up to there, where the shortest "
-            "finished run ends; the higher, the faster it learned.",
+            "mean to N s or samples: mean of the validation accuracy's curve up to there, where "
+            "the shortest finished run ends; the higher, the faster it learned.",
             "Curves: mean over seeds; bands reach from the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
         ]

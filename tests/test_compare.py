@@ -130,7 +130,7 @@ def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:
         "Highest mean validation accuracy over the first 4 s of training: masking=coupled, 0.552"
     )
     assert first.endswith("(the intervals are apart).")
-    assert "over the first 16 samples: masking=coupled" in second
+    assert "over the first 16 samples of training: masking=coupled" in second
     only = list(Comparison("s", [slow[0], fast[0]]).findings())
     assert only[0].endswith("(one run each, no interval over runs).")
 

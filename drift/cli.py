@@ -155,9 +155,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     """
     register()
     help.register()
-    if (mistake := help.wrong_flag(sys.argv[1:])) is not None:
-        print(f"drift: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    help.refuse_wrong_flags(sys.argv[1:])
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `explain` prints
@@ -190,6 +188,8 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
         sys.exit(f"drift: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        raise sweep.lost_job(error)
 
 
 def run_fault(error: BaseException) -> str | None:

@@ -6,6 +6,7 @@ The line that describes an option is the first comment of its yaml file.
 import ast
 import difflib
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -95,3 +96,11 @@ def wrong_flag(words: list[str]) -> str | None:
         near = [close for word in given for close in difflib.get_close_matches(word, flags, n=1)]
         return reason + (f"; did you mean {near[0]}" if near else "; see --help")
     return None
+
+
+def refuse_wrong_flags(words: list[str]) -> None:
+    """Leave with exit code 2 and one line where Hydra would print its usage."""
+    mistake = wrong_flag(words)
+    if mistake is not None:
+        print(f"drift: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SWEEP = "sweep.json"
 STYLES = {"finished": "green", "failed": "red", "killed": "red", "running": "yellow"}
 log = logging.getLogger("drift")
+begun: list[Path] = []  # the folder of the sweep that this process began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,7 @@ def plan(sweep: Path, command: str, swept: list[str], jobs: list[list[str]]) -> 
     Raises:
         ConfigError: the folder holds the jobs of another sweep.
     """
+    begun[:] = [sweep]
     before = read(sweep / SWEEP)
     if before:
         old = [job["overrides"] for job in before["jobs"]]
@@ -279,6 +281,18 @@ def tell(sweep: Path) -> int:
     if any(job.get("steps") for job in jobs):
         console.print(f"compare: python -m drift.compare sweep={sweep}", soft_wrap=True)
     return sum(job["status"] != "finished" for job in jobs)
+
+
+def lost_job(error: BaseException) -> BaseException:
+    """What to raise where a launcher found that a job had been killed; other errors as they are.
+
+    submitit raises then, and looks at no other job; those that wait or run go on.
+    """
+    if not begun or not type(error).__module__.startswith("submitit."):
+        return error
+    tell(begun[0])
+    reason, command = str(error).splitlines()[0], read(begun[0] / SWEEP)["command"]
+    return SystemExit(f"drift: {reason}: killed; the others go on; then run: {command}")
 
 
 def table(content: dict[str, Any], title: str) -> "Table":

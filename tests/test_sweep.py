@@ -137,19 +137,53 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
     assert job["error"] == "nothing.jsonl: no such data file"
 
 
-@pytest.mark.slow
-def test_an_interrupted_sweep_is_taken_up_where_it_was(run: Run, tmp_path: Path) -> None:
-    sweep = ("-m", *TINY, "tracking=off", "num_steps=400,2", "checkpoint.every=100", "eval.every=0")
-    command = [sys.executable, "-m", "drift.train", *sweep, "hydra.sweep.dir=sweep"]
+def job_process(lock: Path) -> int:
+    """The process that holds a run's lock."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(path.readlink() == lock for path in (folder / "fd").iterdir()):
+                return int(folder.name)
+        except OSError:  # it ended, or is another user's
+            continue
+    raise AssertionError(f"no process has {lock} open")
+
+
+def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a sweep in `sweep` and wait until its first job has done some steps."""
+    command = [sys.executable, "-m", "drift.train", *overrides, "hydra.sweep.dir=sweep"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, text=True,
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    metrics = tmp_path / "sweep" / "0" / "metrics.jsonl"
+    metrics = folder / "sweep" / "0" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_elsewhere_is_told_in_one_line(tmp_path: Path) -> None:
+    process = begin(
+        tmp_path, "-m", *TINY, "tracking=off", "hydra/launcher=submitit_local",
+        "num_steps=4000,2", "checkpoint.every=1000", "eval.every=0",
+    )  # fmt: skip
+    os.kill(job_process(tmp_path / "sweep" / "0" / ".lock"), signal.SIGKILL)
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said + error
+    assert ": killed; the others go on; then run: python -m drift.train -m" in error
+    deadline = time.monotonic() + 120
+    while refresh(tmp_path / "sweep")["jobs"][1]["status"] != "finished":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_is_taken_up_where_it_was(run: Run, tmp_path: Path) -> None:
+    sweep = ("-m", *TINY, "tracking=off", "num_steps=400,2", "checkpoint.every=100", "eval.every=0")
+    process = begin(tmp_path, *sweep)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said

@@ -189,7 +189,8 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        raise sweep.lost_job(error)
+        sweep.leave_if_lost(error)
+        raise
 
 
 def run_fault(error: BaseException) -> str | None:

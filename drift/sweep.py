@@ -283,16 +283,15 @@ def tell(sweep: Path) -> int:
     return sum(job["status"] != "finished" for job in jobs)
 
 
-def lost_job(error: BaseException) -> BaseException:
-    """What to raise where a launcher found that a job had been killed; other errors as they are.
+def leave_if_lost(error: BaseException) -> None:
+    """Leave with one line where a launcher found that a job had been killed.
 
     submitit raises then, and looks at no other job; those that wait or run go on.
     """
-    if not begun or not type(error).__module__.startswith("submitit."):
-        return error
-    tell(begun[0])
-    reason, command = str(error).splitlines()[0], read(begun[0] / SWEEP)["command"]
-    return SystemExit(f"drift: {reason}: killed; the others go on; then run: {command}")
+    if begun and type(error).__module__.startswith("submitit."):
+        tell(begun[0])
+        reason, command = str(error).splitlines()[0], read(begun[0] / SWEEP)["command"]
+        sys.exit(f"drift: {reason}: killed; the others go on; then run: {command}")
 
 
 def table(content: dict[str, Any], title: str) -> "Table":

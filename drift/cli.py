@@ -13,6 +13,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -21,8 +22,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from drift import ranks
-from drift.config import BaseConfig, register
+from drift import help, ranks, sweep
+from drift.config import GROUPS, BaseConfig, register
 from drift.errors import ConfigError, DriftError
 from drift.submission import lost_job
 
@@ -30,6 +31,7 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 USER_ERRORS = (DriftError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
+MALFORMED = OverrideParseException
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 
@@ -102,10 +104,28 @@ def unknown_option(error: Any) -> str | None:
     allowed: list[str] = []
     if isinstance(schema, type) and dataclasses.is_dataclass(schema):
         allowed = [field.name for field in dataclasses.fields(schema)]
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean {group + '.' if group else ''}{near[0]}" if near else ""
+    near = [f"{group + '.' if group else ''}{word}" for word in closest(name, allowed)]
+    near += [] if group else [f"{of}.{name}" for of in groups_with(name) if of in allowed]
+    hint = f"; did you mean {' or '.join(near)}" if near else ""
     known = f"; options here: {', '.join(allowed)}" if allowed else ""
     return f"{error.full_key}: no such option{hint}{known}"
+
+
+def closest(name: str, known: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1)
+
+
+def groups_with(name: str) -> list[str]:
+    """The groups that have a setting of that name: ["optim", "model"] for `lr`."""
+    return [
+        group
+        for group, schemas in GROUPS.items()
+        if any(
+            name == field.name
+            for schema in schemas.values()
+            for field in dataclasses.fields(schema)
+        )
+    ]
 
 
 def unknown_choice(error: Any) -> str:
@@ -113,7 +133,7 @@ def unknown_choice(error: Any) -> str:
     choice = str(error.missing_cfg_file or "")
     group, _, name = choice.rpartition("/")
     options = sorted(error.options or [])
-    near = difflib.get_close_matches(name, options, n=1)
+    near = closest(name, options)
     hint = f"; did you mean {near[0]}" if near else ""
     return f"{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
 
@@ -136,13 +156,17 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     Exit codes: 0, 1 for a user's mistake (one line, no traceback), 2 for a malformed override.
     """
     register()
+    help.register()
+    help.refuse_wrong_flags(sys.argv[1:])
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `explain` prints
 
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> float | None:
         typed_config: BaseConfig = typed(config)
         typed_config.output_dir = HydraConfig.get().runtime.output_dir
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep.attempt(sweep.job_card(HydraConfig.get()), typed_config, run, run_fault)
         try:
             run(typed_config)
         except (DriftError, MemoryError, RuntimeError) as error:
@@ -153,31 +177,44 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
             place = ranks.find()
             which = f"rank {place.rank}: " if place.number > 1 else ""
             print(f"drift: {which}{fault}", file=sys.stderr)
-            sys.exit(error.exit_code if isinstance(error, DriftError) else 1)
+            sys.exit(exit_code(error))
+        return None
 
     if ranks.find().rank:  # the first rank's folder is the run's
         quiet = ("handlers.file.filename=/dev/null", "root.level=WARNING")
         sys.argv += ["hydra.run.dir=.", *(f"hydra.job_logging.{setting}" for setting in quiet)]
-    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+    enter(hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job))
+
+
+def enter(entry: Callable[[], object]) -> None:
+    """Run Hydra; what it raises is told in one line, with the exit code that goes with it."""
     try:
         entry()
-    except OverrideParseException as error:
-        print(f"drift: {explain(error)}; write overrides as key=value", file=sys.stderr)
-        sys.exit(2)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except USER_ERRORS as error:
-        sys.exit(f"drift: {explain(error)}")
+        hint = "; write overrides as key=value" if isinstance(error, MALFORMED) else ""
+        print(f"drift: {explain(error)}{hint}", file=sys.stderr)
+        sys.exit(exit_code(error))
     except RuntimeError as error:
         if (words := lost_job(error)) is None:
             raise
-        sys.exit(f"drift: {words}")
+        sys.exit(f"drift: {words}{sweep.tell_begun()}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def run_fault(error: Exception) -> str | None:
+def exit_code(error: BaseException) -> int:
+    if isinstance(error, MALFORMED):
+        return 2
+    return error.exit_code if isinstance(error, DriftError) else 1
+
+
+def run_fault(error: BaseException) -> str | None:
     """One line for a fault of a running job that a user can mend; None for a bug."""
-    if isinstance(error, DriftError):
-        return str(error)
+    if isinstance(error, USER_ERRORS):
+        return explain(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return f"{first_line(error)}; {SAVE_MEMORY}"
     return None

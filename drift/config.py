@@ -60,6 +60,15 @@ from drift.task_config import (
     TaskConfig as TaskConfig,
     Truncated as Truncated,
 )
+from drift.tracking_config import (
+    CompareConfig as CompareConfig,
+    MlflowConfig as MlflowConfig,
+    TrackConfig as TrackConfig,
+    TrackingBackend as TrackingBackend,
+    TrackingConfig as TrackingConfig,
+    WandbConfig as WandbConfig,
+    WandbMode as WandbMode,
+)
 
 
 class FamilyName(StrEnum):
@@ -114,11 +123,6 @@ class Schedule(StrEnum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
-
-
-class TrackingBackend(StrEnum):
-    mlflow = "mlflow"
-    off = "off"
 
 
 @dataclass
@@ -177,13 +181,6 @@ class OptimConfig:
     schedule: Schedule = Schedule.constant
     warmup_steps: int = 0  # optimizer steps
     rows_per_forward: int = 64  # rows of one learner forward on one rank; lower it to save memory
-
-
-@dataclass
-class TrackingConfig:
-    backend: TrackingBackend = MISSING
-    uri: str = "sqlite:///outputs/mlflow.db"
-    experiment: str = "drift"
 
 
 @dataclass
@@ -347,7 +344,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "objective": {"base": ObjectiveConfig},
     "optim": {"base": OptimConfig},
     "cluster": {"base": ClusterConfig, "submitit": SubmititConfig, "slurm": SlurmConfig},
-    "tracking": {"base": TrackingConfig},
+    "tracking": {"base": TrackingConfig, "mlflow": MlflowConfig, "wandb": WandbConfig},
 }
 
 
@@ -357,6 +354,7 @@ def register() -> None:
     schemas = {"run": RunConfig, "sft": SFTConfig, "eval": EvalRunConfig, "doctor": DoctorConfig}
     schemas |= {"export": ExportConfig, "generate": GenerateConfig}
     schemas |= {"prepare": PrepareConfig, "score": ScoreConfig, "lab": LabConfig}
+    schemas |= {"compare": CompareConfig, "track": TrackConfig}
     for name, node in schemas.items():
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():

@@ -68,6 +68,8 @@ class Engine:
         self.place = ranks.settle(cluster, always=self.stage > 0)
         share = max(1, DEFAULT_THREADS // self.place.local_number)
         torch.set_num_threads(cluster.threads or share)
+        if not on_cpu:
+            torch.cuda.reset_peak_memory_stats()
         AcceleratorState._reset_state()  # a sweep runs its jobs, of any precision, in one process
         if not dist.is_initialized():
             PartialState._reset_state()

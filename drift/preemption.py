@@ -11,6 +11,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job
 
 
+class RequeuedExit(SystemExit):
+    """submitit has put the job into the queue again, where it will be taken up."""
+
+
 class Notice:
     """Listens inside a `with` block; `signum` is the last signal that came, 0 if none did."""
 
@@ -37,7 +41,13 @@ class Notice:
     def lose_patience(self, *_: object) -> None:
         """The step is longer than the time that is left: requeue, and lose the step."""
         if self.signum:
-            self.before[self.signum](self.signum, None)
+            self.hand_over(self.before[self.signum], self.signum)
+
+    def hand_over(self, handler: Any, signum: int) -> None:
+        try:
+            handler(signum, None)
+        except SystemExit as error:
+            raise RequeuedExit(error.code) from None
 
     def obey(self, signum: int, rank: int, resume: str) -> None:
         """Leave, after the checkpoint; under submitit do what its own handler does instead.
@@ -59,7 +69,7 @@ class Notice:
             raise PreemptedError(f"{name}: the run is saved; {resume}")
         self.signum = 0
         signal.setitimer(signal.ITIMER_REAL, 0)
-        handler(signum, None)
+        self.hand_over(handler, signum)
         if rank and signum != signal.SIGTERM:
             time.sleep(REQUEUE_S)
             raise PreemptedError(f"{name}: the run is saved, but was not requeued; {resume}")

@@ -195,7 +195,7 @@ class Report:
             "eval": {k: v for k, v in progress.evals.items() if k != "validation"},
             "phase_s": progress.phase_s,
             "checkpoint": self.checkpoint,
-            "mlflow_run_id": self.tracker.run_id,
+            "mlflow_run_id": self.tracker.mlflow_run_id,
         }
         if error is not None:
             summary["error"] = error
@@ -242,15 +242,8 @@ class Report:
         shares = ", ".join(f"{k} {100 * progress.phase_s[k] / total:.0f}%" for k in PHASES)
         log.info("%.0f s: %s", progress.wall_s, shares)
         log.info("run folder: %s", self.folder)
-        if self.tracker.run_id is not None:
-            log.info("compare: %s", ui_command(self.config.tracking.uri))
-
-
-def ui_command(uri: str) -> str:
-    """The command that opens the MLflow UI on a run's store, from any folder."""
-    path = uri.removeprefix("sqlite:///")
-    store = f"sqlite:///{Path(path).absolute()}" if path != uri else uri
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {store}"
+        if self.tracker.store is not None:
+            log.info("compare: %s", self.tracker.store.where)
 
 
 def eval_record(result: EvalResult, step: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from statistics import mean, stdev
 
 Z95 = 1.959963984540054
 
@@ -29,11 +30,11 @@ class Accuracy:
         return f"{self.value:.3f} [{low:.3f}, {high:.3f}] of {self.n}"
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson, JASA 1927).
 
     Args:
-        correct: successes, 0..n.
+        correct: successes, 0..n; a mean over several rounds need not be whole.
         n: trials; 0 gives (0, 1).
         z: normal quantile, 1.96 for 95 %.
     """
@@ -44,3 +45,59 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over runs: Estimate(value=0.8, ci95=(0.77, 0.83), n=1)."""
+
+    value: float
+    n: int  # runs
+    ci95: tuple[float, float] | None = None  # None where nothing tells
+
+    def __str__(self) -> str:
+        if self.ci95 is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.ci95[0]:.3f}, {self.ci95[1]:.3f}]"
+
+
+def t_interval(values: list[float]) -> tuple[float, float]:
+    """Student's interval of a mean (Student, Biometrika 1908): mean -+ t s / sqrt(n).
+
+    Args:
+        values: two or more independent ones, for example the accuracies of runs of several seeds.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError(f"an interval over runs needs two or more, got {len(values)}")
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
+def mean_height(xs: list[float], ys: list[float], end: float) -> float:
+    """Mean of a piecewise linear curve over [xs[0], end]: the area under it over its width.
+
+    Of an accuracy over seconds it says how fast a run learns: 0.5 for a straight rise from 0 to 1.
+
+    Args:
+        xs: rising.
+        ys: one for each x.
+        end: within the curve, xs[0] < end <= xs[-1].
+
+    Raises:
+        ValueError: the end is not within the curve.
+    """
+    if not xs or not xs[0] < end <= xs[-1]:
+        raise ValueError(f"end={end} is not within the curve over {xs[:1]}..{xs[-1:]}")
+    area = 0.0
+    for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False):
+        if x0 >= end:
+            break
+        if x1 > end:
+            x1, y1 = end, y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+        area += (x1 - x0) * (y0 + y1) / 2
+    return area / (end - xs[0])

@@ -1,40 +1,51 @@
-"""Where a run's numbers go: metrics.jsonl first, MLflow from there.
+"""Where a run's numbers go: metrics.jsonl first, a store (MLflow, Weights & Biases) from there.
 
-`metrics.jsonl` is the truth: one line per step, flushed. MLflow gets the lines that it does not
-have yet, so a resumed run leaves neither a gap nor a double step, and a tracking server that
-cannot be reached costs nothing but a warning.
+`metrics.jsonl` is the truth: one line per step, flushed. The store gets the lines that it does not
+have yet, so a resumed run leaves neither a gap nor a double step. A store that cannot be reached
+costs a warning; it gets what it lacks when it can be reached again, while the run goes on or later
+by `python -m drift.track sync FOLDER`, which needs nothing but the run's folder.
 """
 
 import fcntl
 import json
 import logging
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drift.config import TrackingBackend, TrackingConfig
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.errors import ConfigError, DataError
+from drift.files import write_json
+from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 UPLOAD_EVERY_S = 3.0
 MAX_PAUSE_S = 300.0  # between two tries to reach a store that fails
-MAX_PARAMS, MAX_PARAM_CHARS = 100, 6000  # MLflow's limits for one call and one value
+CARD = "tracking.json"  # in a run's folder: its card and its store
+JOB = "job.json"  # in the folder of a sweep's job
+SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", "summary.json")
+CONFIGS: dict[str, type[TrackingConfig]] = {
+    TrackingBackend.mlflow: MlflowConfig,
+    TrackingBackend.wandb: WandbConfig,
+    TrackingBackend.off: TrackingConfig,
+}
 log = logging.getLogger("drift")
 
 
 class MetricsFile:
-    """metrics.jsonl: a JSON object per line with `step` and the metrics of that step."""
+    """metrics.jsonl: a JSON object per line with `step`, `unix_s` and the metrics of that step."""
 
     def __init__(self, path: Path):
         self.path = path
         self._unwritten = ""  # lines that a full disk did not take
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[Line]:
         if not self.path.exists():
             return []
-        lines: list[dict[str, Any]] = []
+        lines: list[Line] = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(line))
@@ -42,9 +53,9 @@ class MetricsFile:
                 break  # a line that was being written when the run was killed
         return lines
 
-    def append(self, step: int, metrics: dict[str, float]) -> None:
+    def append(self, line: Line) -> None:
         """Write a line and what is still to be written; a full disk only delays them."""
-        self._unwritten += json.dumps({"step": step, **metrics}) + "\n"
+        self._unwritten += json.dumps(line) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -56,123 +67,130 @@ class MetricsFile:
 
     def keep_through(self, step: int) -> None:
         """Drop the lines after a step: a resumed run does them again."""
-        kept = [line for line in self.lines() if line["step"] <= step]
+        kept = [line for line in self.lines() if line[STEP] <= step]
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         beside.replace(self.path)
 
 
 class Tracker:
-    """Writes metrics.jsonl and, with `tracking=mlflow`, the same numbers to MLflow."""
+    """Writes metrics.jsonl and, unless `tracking=off`, the same numbers to a store."""
 
     def __init__(self, config: TrackingConfig, folder: Path):
-        self.config = config
+        """Raises ConfigError if the store's package is not installed; writes nothing."""
+        self.config = absolute(config)
         self.folder = folder
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.run_id: str | None = None  # None while MLflow is off or was never reached
-        self.client: Any = None
-        self._waiting: list[tuple[int, dict[str, float], int]] = []  # step, metrics, ms
-        self._known_through = -1  # the last step that MLflow has
+        self.store: Store | None = None  # None while it is off or was never reached
+        self._card: Card | None = None
+        self._lines: list[Line] = []  # the store lacks these
+        self._calls: list[Callable[[Store], None]] = []  # and these: files and tables
+        self._failed = False
         self._pause_s = UPLOAD_EVERY_S
         self._last_try = time.monotonic()
+        if config.backend == TrackingBackend.wandb:
+            import_wandb()
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        return self.store.run_id if self.store and isinstance(self.config, MlflowConfig) else None
 
     def start(
         self, name: str, params: dict[str, Any], tags: dict[str, str], done_step: int
     ) -> None:
-        """Open the run's MLflow run, the same one after a restart, and bring it up to date.
+        """Open the run in its store, the same one after a restart, and bring it up to date.
 
         Args:
-            name: shown in the MLflow UI.
+            name: shown in the store's UI; a job of a sweep is called by its swept settings.
             params: flat settings.
-            tags: shown in the MLflow UI.
+            tags: shown in the store's UI, with those of the sweep.
             done_step: the last step of the checkpoint that is resumed, -1 for a new run.
         """
         self.metrics.keep_through(done_step)
-        if self.config.backend == TrackingBackend.mlflow:
-            with self._tolerant():
-                self._open(name, params, tags)
+        card = in_sweep(Card(name=name, params=params, tags=tags), self.folder)
+        content = {"card": asdict(card), "tracking": asdict(self.config)}
+        write_json(self.folder / CARD, content)
+        self.open(card)
 
-    def _open(self, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        quiet_mlflow()
-        from mlflow.entities import Metric, Param, RunTag
-        from mlflow.exceptions import MlflowException
+    def open(self, card: Card) -> None:
+        """Bring the store up to date with metrics.jsonl."""
+        if self.config.backend != TrackingBackend.off:
+            self._card = card
+            self._lines = self.metrics.lines()
+            self.upload()
 
-        self.client, experiment = open_store(self.config)
-        id_file = self.folder / "mlflow_run_id"
-        run_id = id_file.read_text().strip() if id_file.exists() else None
-        try:
-            if run_id is not None:
-                self.client.update_run(run_id, status="RUNNING")
-        except MlflowException:
-            log.warning("MLflow has no run %s any more; a new one is made", run_id)
-            run_id = None
-        if run_id is None:
-            run_id = str(self.client.create_run(experiment, run_name=name).info.run_id)
-            id_file.write_text(run_id)
-            entries = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in params.items()]
-            for start in range(0, len(entries), MAX_PARAMS):
-                self.client.log_batch(run_id, params=entries[start : start + MAX_PARAMS])
-            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        known: list[Metric] = self.client.get_metric_history(run_id, "step")
-        self._known_through = max((metric.step for metric in known), default=-1)
-        now = int(time.time() * 1000)
-        for line in self.metrics.lines():
-            values = {key: value for key, value in line.items() if key != "step"}
-            self._waiting.append((line["step"], values, now))
-        self.run_id = run_id
+    def forget(self) -> None:
+        """Let the next start open a new run in the store."""
+        for name in ("mlflow_run_id", "wandb_run_id"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record one step; a step that MLflow already has (a resumed run) is not sent again."""
-        self.metrics.append(step, metrics)
-        if self.run_id is not None:
-            self._waiting.append((step, metrics, int(time.time() * 1000)))
+        """Record one step; a step that the store already has (a resumed run) is not sent again."""
+        line = {STEP: step, TIME: round(time.time(), 3), **metrics}
+        self.metrics.append(line)
+        if self._card is not None:
+            self._lines.append(line)
             if time.monotonic() - self._last_try > self._pause_s:
                 self.upload()
 
-    def upload(self) -> None:
-        """Send the steps that are waiting, each in one call; after a failure wait longer."""
-        if self.run_id is None:
-            return
-        from mlflow.entities import Metric
-
-        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-        with self._tolerant():
-            while self._waiting:
-                step, metrics, timestamp = self._waiting[0]
-                if step > self._known_through:
-                    values = {**metrics, "step": float(step)}
-                    self.client.log_batch(
-                        self.run_id,
-                        metrics=[
-                            Metric(name, value, timestamp, step)
-                            for name, value in values.items()
-                            if math.isfinite(value)
-                        ],
-                    )
-                    self._known_through = step
-                del self._waiting[0]
-            self._pause_s = UPLOAD_EVERY_S
-        self._last_try = time.monotonic()
-
     def log_table(self, name: str, columns: dict[str, list[Any]]) -> None:
-        """A table in the MLflow UI, for example of sampled completions."""
-        if self.run_id is not None:
-            with self._tolerant():
-                self.client.log_table(self.run_id, columns, f"{name}.json")
+        """A table in the store's UI, for example of sampled completions."""
+        self._later(lambda store: store.log_table(name, columns))
 
     def log_files(self, files: list[Path]) -> None:
-        """Copy files of the run's folder to MLflow."""
-        if self.run_id is not None:
-            with self._tolerant():
-                for path in files:
-                    self.client.log_artifact(self.run_id, str(path))
+        """Copy files of the run's folder, as they are when the store is reached."""
+        self._later(lambda store: store.log_files(files))
 
-    def finish(self, status: str) -> None:
-        """Send the rest, and how the run ended (FINISHED, FAILED or KILLED)."""
-        self.upload()
-        if self.run_id is not None:
-            with self._tolerant():
-                self.client.set_terminated(self.run_id, status)
+    def _later(self, call: Callable[[Store], None]) -> None:
+        if self._card is not None:
+            self._calls.append(call)
+
+    def upload(self) -> bool:
+        """Send what the store lacks; after a failure wait longer.
+
+        Returns:
+            Whether it lacks nothing now.
+        """
+        if self._card is None:
+            return True
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        with self._tolerant():
+            if self.store is None:
+                self.store = open_store(self.config, self.folder, self._card)
+            known = self.store.known_through
+            self._lines = [line for line in self._lines if line[STEP] > known]
+            if self._lines:
+                self.store.log(self._lines)
+                self.store.known_through = self._lines[-1][STEP]
+                self._lines = []
+            if self._failed:
+                self._failed = False
+                self.store.resume()
+                log.info("tracking: the store can be reached again")
+            self._pause_s = UPLOAD_EVERY_S
+        if self.store is not None and not self._lines:
+            self._calls = [call for call in self._calls if not self._called(call, self.store)]
+        self._last_try = time.monotonic()
+        return self.store is not None and not self._lines and not self._calls
+
+    def _called(self, call: Callable[[Store], None], store: Store) -> bool:
+        with self._tolerant():
+            call(store)
+            return True
+        return False
+
+    def finish(self, status: str) -> bool:
+        """Send the rest, and how the run ended (FINISHED, FAILED or KILLED).
+
+        Returns:
+            Whether the store has everything.
+        """
+        self._later(lambda store: store.finish(status))
+        whole = self.upload()
+        if not whole:
+            command = f"python -m drift.track sync {self.folder}"
+            log.warning("tracking: the store lacks some of this run; send it by `%s`", command)
+        return whole
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -180,39 +198,85 @@ class Tracker:
             yield
         except Exception as error:  # a tracking store may fail in any way; training goes on
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning("MLflow: %s; the numbers are in %s", reason, self.metrics.path)
+            if not self._failed:
+                where = self.metrics.path
+                log.warning("tracking: %s; the numbers are in %s", shortened(reason), where)
+            self._failed = True
 
 
-def quiet_mlflow() -> None:
-    """Before mlflow is imported: no migration log on the terminal, no minutes of retries."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def local_folder(uri: str) -> Path:
-    """The folder of a SQLite store, for its lock and its artifacts; outputs/ for a server."""
-    prefix = "sqlite:///"
-    path = Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else Path("outputs/mlflow.db")
-    return path.absolute().parent
+def in_sweep(card: Card, folder: Path) -> Card:
+    """The card of a sweep's job: the swept settings are its name, tags and, if new, params."""
+    path = folder / JOB
+    if not path.exists():
+        return card
+    job = json.loads(path.read_text(encoding="utf-8"))
+    swept: dict[str, str] = job["swept"]
+    return Card(
+        name=" ".join(f"{key}={value}" for key, value in swept.items()) or card.name,
+        params=swept | card.params,
+        tags={**card.tags, **swept, "sweep": job["sweep"], "sweep_job": str(job["num"])},
+    )
 
 
-def open_store(config: TrackingConfig) -> tuple[Any, str]:
-    """An MLflow client and the experiment's id; a new store is made by one process at a time."""
-    from mlflow import MlflowClient
+def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
+    """Bring the store of a run that is not running up to date with the run's folder.
 
-    folder = local_folder(config.uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri=config.uri)
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        location = None
-        if config.uri.startswith("sqlite:"):
-            location = (folder / "mlflow-artifacts" / config.experiment).as_uri()
-        return client, client.create_experiment(config.experiment, artifact_location=location)
+    Args:
+        folder: of the run.
+        config: another store; None for the run's own.
+
+    Returns:
+        "up to date", "running" (it sends its own numbers) or "the store cannot be reached", and
+        the number of steps in metrics.jsonl.
+
+    Raises:
+        ConfigError: the run was started with tracking=off, and no store is given.
+        DataError: tracking.json is not one.
+    """
+    card, own = read_card(folder)
+    config = config or own
+    if config.backend == TrackingBackend.off:
+        raise ConfigError(f"{folder} was run with tracking=off; add tracking=mlflow or wandb")
+    tracker = Tracker(config, folder)
+    steps = len(tracker.metrics.lines())
+    if is_running(folder):
+        return "running", steps
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    status = {"finished": "FINISHED", "failed": "FAILED"}
+    tracker.open(card)
+    tracker.log_files([folder / name for name in SYNCED if (folder / name).exists()])
+    whole = tracker.finish(status.get(summary.get("status", ""), "KILLED"))
+    if whole and summary and summary.get("mlflow_run_id") != tracker.mlflow_run_id:
+        write_json(path, summary | {"mlflow_run_id": tracker.mlflow_run_id})
+    return "up to date" if whole else "the store cannot be reached", steps
+
+
+def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
+    """What a run's store shows, and which store that is."""
+    path = folder / CARD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = content["tracking"]
+        config = CONFIGS[settings["backend"]](**settings)
+        config.backend = TrackingBackend(config.backend)
+        return Card(**content["card"]), config
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not written by this version of drift: {error}") from None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of this machine has the run's lock."""
+    path = folder / ".lock"
+    if not path.exists():
+        return False
+    with path.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

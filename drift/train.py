@@ -141,6 +141,8 @@ def run(config: RunConfig) -> None:
     from drift.engine import Engine
 
     engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
+    if not engine.is_main:  # under torchrun and srun all ranks share a terminal and a log
+        log.setLevel(logging.WARNING)
     config.output_dir = engine.agree(config.output_dir)
     engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
     with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
@@ -195,7 +197,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
             manifest = checkpointing.read_json(folder / "manifest.json")
             warn_of_changes(dict(flat("data", manifest["data"])), dict(flat("data", digests)))
         if config.resume != "auto":
-            (folder / "mlflow_run_id").unlink(missing_ok=True)  # another branch, another MLflow run
+            tracker.forget()  # another branch, another run in the store
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     first = trainer.problems[Split.train].examples[0]

@@ -1,17 +1,36 @@
 """metrics.jsonl and a real MLflow store."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from drift.config import TrackingBackend, TrackingConfig
+import pytest
+
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.errors import ConfigError
 from drift.stats import wilson
-from drift.tracking import MetricsFile, Tracker, open_store
-from tests.conftest import ROOT
+from drift.stores import Card, MlflowStore, open_experiment
+from drift.tracking import MetricsFile, Tracker
+from tests.conftest import ROOT, Run
 
 
-def config(folder: Path) -> TrackingConfig:
-    return TrackingConfig(backend=TrackingBackend.mlflow, uri=f"sqlite:///{folder}/mlflow.db")
+def config(folder: Path, uri: str | None = None) -> MlflowConfig:
+    return MlflowConfig(
+        backend=TrackingBackend.mlflow,
+        uri=uri or f"sqlite:///{folder}/mlflow.db",
+        system_metrics=False,
+    )
+
+
+def store_of(tracker: Tracker) -> MlflowStore:
+    assert isinstance(tracker.store, MlflowStore)
+    return tracker.store
+
+
+def points(store: MlflowStore, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in store.client.get_metric_history(store.run_id, name)]
 
 
 def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
@@ -35,37 +54,36 @@ def test_a_restart_leaves_neither_gap_nor_double_step(tmp_path: Path) -> None:
     for step in (3, 4, 5):
         second.log(step, {"reward/mean": step / 10})
     second.finish("FINISHED")
-    assert second.run_id == first.run_id
+    assert store_of(second).run_id == store_of(first).run_id
     assert [line["step"] for line in second.metrics.lines()] == [1, 2, 3, 4, 5]
-    history = second.client.get_metric_history(second.run_id, "reward/mean")
-    assert [(m.step, m.value) for m in history] == [(i, i / 10) for i in range(1, 6)]
+    assert points(store_of(second), "reward/mean") == [(i, i / 10) for i in range(1, 6)]
+
+
+def test_the_same_lines_sent_twice_are_one_point_each(tmp_path: Path) -> None:
+    store = MlflowStore(config(tmp_path), tmp_path, Card(name="run", params={}, tags={}))
+    lines = [{"step": i, "unix_s": 1000.5 + i, "a": float(i)} for i in range(1, 4)]
+    store.log(lines[:2])
+    store.log(lines)
+    assert points(store, "a") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    times = [m.timestamp for m in store.client.get_metric_history(store.run_id, "a")]
+    assert times == [1_001_500, 1_002_500, 1_003_500]
+
+
+def test_a_long_history_is_sent_in_calls_that_mlflow_allows(tmp_path: Path) -> None:
+    store = MlflowStore(config(tmp_path), tmp_path, Card(name="run", params={}, tags={}))
+    names = [f"m{i}" for i in range(300)]
+    store.log([{"step": i, "unix_s": 1.0, **dict.fromkeys(names, i / 8)} for i in range(7)])
+    assert points(store, "m299") == [(i, i / 8) for i in range(7)]
 
 
 def test_a_run_goes_on_when_the_server_cannot_be_reached(tmp_path: Path) -> None:
-    settings = TrackingConfig(backend=TrackingBackend.mlflow, uri="http://127.0.0.1:9")
-    tracker = Tracker(settings, tmp_path)
+    tracker = Tracker(config(tmp_path, "http://127.0.0.1:9"), tmp_path)
     tracker.start("run", {}, {}, done_step=-1)
     tracker.log(1, {"reward/mean": 0.5})
-    tracker.finish("FINISHED")
-    assert tracker.metrics.lines() == [{"step": 1, "reward/mean": 0.5}]
-
-
-def test_a_fresh_store_survives_many_processes_at_once(tmp_path: Path) -> None:
-    code = (
-        "from drift.config import *; from drift.tracking import *; import pathlib; "
-        f"f = pathlib.Path({str(tmp_path)!r}); "
-        "t = Tracker(TrackingConfig(backend=TrackingBackend.mlflow, "
-        "uri=f'sqlite:///{f}/mlflow.db'), pathlib.Path(__import__('tempfile').mkdtemp())); "
-        "t.start('run', {}, {}, -1); t.log(1, {'a': 1.0}); t.finish('FINISHED'); "
-        "assert t.run_id"
-    )
-    many = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(4)]
-    assert [process.wait(timeout=120) for process in many] == [0, 0, 0, 0]
-    client, _ = open_store(config(tmp_path))
-    names = [experiment.name for experiment in client.search_experiments()]
-    assert sorted(names) == ["Default", "drift"]
-    experiment = client.get_experiment_by_name("drift")
-    assert len(client.search_runs([experiment.experiment_id])) == 4
+    tracker.log_files([tmp_path / "tracking.json"])
+    assert not tracker.finish("FINISHED")
+    (line,) = tracker.metrics.lines()
+    assert line == {"step": 1, "unix_s": line["unix_s"], "reward/mean": 0.5}
 
 
 def test_wilson_interval_of_known_cases() -> None:
@@ -86,6 +104,158 @@ def test_a_store_that_was_deleted_gets_a_new_run_with_every_step(tmp_path: Path)
     second.start("run", {}, {}, done_step=1)
     second.log(2, {"a": 0.2})
     second.finish("FINISHED")
-    assert second.run_id not in (first.run_id, "0" * 32)
-    assert second.run_id is not None
-    assert [m.step for m in second.client.get_metric_history(second.run_id, "a")] == [1, 2]
+    assert store_of(second).run_id not in (store_of(first).run_id, "0" * 32)
+    assert points(store_of(second), "a") == [(1, 0.1), (2, 0.2)]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.errors import ConfigError
+from drift.tracking import Tracker
+store, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+folder.mkdir()
+tracker = Tracker(MlflowConfig(backend=TrackingBackend.mlflow, uri=store), folder)
+tracker.start(f"writer {number}", {"number": number}, {}, -1)
+for step in range(1, 13):
+    tracker.log(step, {"mine": 100.0 * number + step, "other": 0.5})
+    tracker.upload()
+sys.exit(not tracker.finish("FINISHED"))
+"""
+
+
+@pytest.mark.slow
+def test_ten_writers_into_one_fresh_store_lose_and_misfile_nothing(tmp_path: Path) -> None:
+    """Two whole training runs and eight writers of twelve steps, all started at once."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    commands = [
+        [sys.executable, "-c", WRITER, uri, str(tmp_path / f"writer{i}"), str(i)] for i in range(8)
+    ]
+    commands += [
+        [sys.executable, "-m", "drift.train", "debug=smoke", f"seed={seed}",
+         f"tracking.uri={uri}", f"hydra.run.dir={tmp_path}/run{seed}"]
+        for seed in (0, 1)
+    ]  # fmt: skip
+    many = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    said = [process.communicate(timeout=300)[0] for process in many]
+    assert [process.returncode for process in many] == [0] * 10, said
+    assert not any("tracking:" in text for text in said), said
+
+    client, experiment = open_experiment(config(tmp_path))
+    assert sorted(e.name for e in client.search_experiments()) == ["Default", "drift"]
+    runs = {run.info.run_id: run for run in client.search_runs([experiment])}
+    assert len(runs) == 10
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for number in range(8):
+        run_id = (tmp_path / f"writer{number}" / "mlflow_run_id").read_text()
+        assert runs[run_id].data.params == {"number": str(number)}
+        history = client.get_metric_history(run_id, "mine")
+        assert [(m.step, m.value) for m in history] == [
+            (step, 100.0 * number + step) for step in range(1, 13)
+        ]
+    for seed in (0, 1):
+        run_id = (tmp_path / f"run{seed}" / "mlflow_run_id").read_text()
+        assert runs[run_id].data.params["seed"] == str(seed)
+        for line in MetricsFile(tmp_path / f"run{seed}" / "metrics.jsonl").lines():
+            for name in line.keys() - {"step", "unix_s"}:
+                history = client.get_metric_history(run_id, name)
+                assert [m.value for m in history if m.step == line["step"]] == [line[name]]
+
+
+def test_a_run_that_was_not_tracked_can_be_sent_to_a_store_later(run: Run, tmp_path: Path) -> None:
+    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    tracker.start("run", {"seed": 3}, {"mine": "yes"}, done_step=-1)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.finish("FINISHED")
+    refused = run("track", "sync", "a", check=False)
+    assert "drift: a was run with tracking=off; add tracking=mlflow or wandb" in refused.stderr
+    for _ in range(2):  # the second time there is nothing left to send
+        done = run("track", "sync", str(tmp_path), "tracking=mlflow", "tracking.uri=sqlite:///m.db")
+        assert "1 run is up to date" in done.stdout
+    client, experiment = open_experiment(config(tmp_path, f"sqlite:///{tmp_path}/m.db"))
+    (only,) = client.search_runs([experiment])
+    assert only.info.run_id == (tmp_path / "a" / "mlflow_run_id").read_text()
+    assert (only.data.params, only.data.tags["mine"]) == ({"seed": "3"}, "yes")
+    assert only.info.status == "KILLED"  # it wrote no summary.json
+    assert only.data.metrics == {"reward/mean": 0.5, "step": 1.0}
+    nothing = run("track", "sync", "b", check=False)
+    assert "drift: b holds no run: no tracking.json in it or below it" in nothing.stderr
+
+
+def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
+    """What the newest offline file holds, by step; it is a log of length-prefixed records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = (folder / "wandb" / "latest-run").resolve().glob("*.wandb")
+    data, place, found = path.read_bytes(), 7, {}
+    assert len(data) < 32_768  # one block
+    while place + 7 <= len(data):
+        length = int.from_bytes(data[place + 4 : place + 6], "little")
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if record.WhichOneof("record_type") == "history":
+            items = {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
+            step = int(items.pop("_step"))
+            found[step] = {k: float(v) for k, v in items.items() if not k.startswith("_")}
+    return found
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_every_step_also_after_a_restart(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    settings = WandbConfig(backend=TrackingBackend.wandb)
+    for steps, done in (((1, 2, 3), -1), ((3, 4), 2)):
+        tracker = Tracker(settings, tmp_path)
+        tracker.start("run", {"seed": 0}, {"sweep": "s"}, done_step=done)
+        for step in steps:
+            tracker.log(step, {"reward/mean": step / 4})
+        assert tracker.finish("FINISHED")
+        ids = {(tmp_path / "wandb_run_id").read_text()}
+        assert tracker.store is not None
+        assert ids == {tracker.store.run_id}
+        assert tracker.mlflow_run_id is None
+    expected = {step: {"reward/mean": step / 4} for step in (1, 2, 3, 4)}
+    deadline = time.monotonic() + 60  # wandb's own process flushes the file in its own time
+    while wandb_history(tmp_path) != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert wandb_history(tmp_path) == expected
+
+
+def test_a_missing_wandb_is_one_line_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what `import` does without the package
+    with pytest.raises(ConfigError, match=r"pip install 'drift\[wandb\]', or use tracking=mlflow"):
+        Tracker(WandbConfig(backend=TrackingBackend.wandb), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_system_metrics_are_sampled_while_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    settings = config(tmp_path)
+    settings.system_metrics = True
+    tracker = Tracker(settings, tmp_path)
+    tracker.start("run", {}, {}, done_step=-1)
+    time.sleep(1.5)
+    assert tracker.finish("FINISHED")
+    store = store_of(tracker)
+    names = store.client.get_run(store.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
+        names
+    )

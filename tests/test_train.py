@@ -25,7 +25,7 @@ SMALL = (
     "eval.every=3",
     "checkpoint.every=2",
 )
-NOT_THE_SAME_TWICE = ("time/", "mem/", "rollout/tokens_per_s")
+NOT_THE_SAME_TWICE = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
 
 
 def steady(path: Path) -> list[dict[str, object]]:

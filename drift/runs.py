@@ -1,0 +1,285 @@
+"""Runs that are done, read back to be compared: from the folders of a sweep, or from MLflow."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from drift.config import MlflowConfig
+from drift.errors import ConfigError
+from drift.stats import Estimate, mean_height, t_interval, wilson
+from drift.stores import STEP, TIME, Line, find_experiment
+from drift.sweep import SWEEP, by_key, refresh
+from drift.tracking import CARD, MetricsFile, read_card
+
+PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
+TRAINING = PHASES[:4]  # how often a run evaluates and saves is not what is compared
+METRICS = (
+    "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "mem/peak_gib",
+    *(f"time/{phase}_s" for phase in PHASES),
+)  # fmt: skip
+CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
+PRIVATE = ("output_dir", "resume", "seed", "tracking.")  # no settings to compare runs by
+REPORT_TAG = "compare"  # of the MLflow run that holds a report
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run: RunRecord(name="0", settings={"masking": "all"}, status="finished", ...)."""
+
+    name: str  # of its folder, or in MLflow
+    settings: dict[str, str]  # those that runs are compared by
+    params: dict[str, str]  # all, flat
+    status: str  # finished | failed | killed | running | waiting
+    error: str | None = None
+    lines: list[Line] = field(default_factory=list[Line])  # of metrics.jsonl
+    evals: dict[str, Any] = field(default_factory=dict[str, Any])  # first, last, best
+    wall_s: float | None = None
+    run_id: str | None = None  # in MLflow
+
+    @property
+    def seed(self) -> str:
+        return self.params.get("seed", "")
+
+    @property
+    def steps(self) -> int:
+        return max((line[STEP] for line in self.lines), default=0)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Completions of one step."""
+        keys = ("rollout.prompts_per_step", "rollout.group_size")
+        prompts, group = (int(self.params[key]) for key in keys)
+        return prompts * group
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of training up to each line: rollout, reward, update and sync."""
+        spent = (sum(line.get(f"time/{phase}_s", 0.0) for phase in TRAINING) for line in self.lines)
+        return list(accumulate(spent))
+
+    def curve(self, metric: str, axis: str) -> Curve:
+        """The metric over steps, seconds (of training) or samples, where it was logged."""
+        places = self.seconds
+        if axis != "seconds":
+            scale = self.samples_per_step if axis == "samples" else 1
+            places = [float(scale * line[STEP]) for line in self.lines]
+        found = [
+            (x, line[metric]) for x, line in zip(places, self.lines, strict=True) if metric in line
+        ]
+        return [x for x, _ in found], [y for _, y in found]
+
+    def total(self, metric: str) -> float:
+        return sum(line.get(metric, 0.0) for line in self.lines)
+
+    def figure(self, name: str) -> float | None:
+        """One of FIGURES; None where the run has no such number."""
+        return FIGURES[name](self)
+
+    @property
+    def phase_shares(self) -> dict[str, float]:
+        """Of the time of all steps, the share of each phase; they add up to 1."""
+        spent = {phase: self.total(f"time/{phase}_s") for phase in PHASES}
+        whole = sum(spent.values())
+        return {phase: s / whole for phase, s in spent.items()} if whole else {}
+
+
+def tokens_per_s(run: RunRecord) -> float | None:
+    seconds = run.total("time/rollout_s")
+    return run.total("rollout/tokens") / seconds if seconds else None
+
+
+def newest(run: RunRecord, metric: str) -> float | None:
+    values = run.curve(metric, "steps")[1]
+    return values[-1] if values else None
+
+
+FIGURES: dict[str, Callable[[RunRecord], float | None]] = {
+    "steps": lambda run: float(run.steps) if run.lines else None,
+    "seconds": lambda run: run.wall_s,
+    "tokens/s": tokens_per_s,
+    "NFE": lambda run: newest(run, "eval/nfe"),
+    "peak GiB": lambda run: max(run.curve("mem/peak_gib", "steps")[1], default=None),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Runs of one setting, a seed each: Group(settings={"masking": "all"}, runs=[...])."""
+
+    settings: dict[str, str]
+    runs: list[RunRecord]
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{k}={v}" for k, v in self.settings.items()) or self.runs[0].name
+
+    @property
+    def shown(self) -> list[RunRecord]:
+        """The finished runs; all that have numbers if none is finished."""
+        finished = [run for run in self.runs if run.status == "finished"]
+        return finished or [run for run in self.runs if run.lines]
+
+    def accuracy(self, name: str) -> Estimate | None:
+        """`first`, `last` or `best`, the mean over runs.
+
+        The interval of one run is Wilson's, for other problems. That of several reaches as far as
+        Wilson's and Student's over runs, for other seeds: runs of one sweep share their problems,
+        so that neither sees what the other does.
+        """
+        found = [run.evals[name] for run in self.shown if run.evals.get(name)]
+        if not found:
+            return None
+        mean = over_runs([entry["accuracy"] for entry in found])
+        n = min(entry["n"] for entry in found)
+        low, high = wilson(mean.value * n, n)
+        if mean.ci95 is not None:
+            low, high = min(low, mean.ci95[0]), max(high, mean.ci95[1])
+        return Estimate(value=mean.value, ci95=(low, high), n=mean.n)
+
+    def speed(self, axis: str, end: float) -> Estimate | None:
+        """Mean validation accuracy over the first `end` seconds or samples."""
+        values = [
+            mean_height(xs, ys, end)
+            for xs, ys in (run.curve("eval/accuracy", axis) for run in self.shown)
+            if xs and xs[0] < end <= xs[-1]
+        ]
+        return over_runs(values) if values else None
+
+    def figure(self, name: str) -> float | None:
+        """The mean over runs of one of FIGURES."""
+        values = [value for run in self.shown if (value := run.figure(name)) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def over_runs(values: list[float]) -> Estimate:
+    """The mean of shares over runs; an interval only where there are two runs or more."""
+    middle = sum(values) / len(values)
+    if len(values) == 1:
+        return Estimate(value=middle, n=1)
+    low, high = t_interval(values)
+    return Estimate(value=middle, ci95=(max(0.0, low), min(1.0, high)), n=len(values))
+
+
+def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:
+    """Where the shortest of the finished runs ends: as far as all can be compared."""
+    ends = [run.curve("eval/accuracy", axis)[0][-1:] for run in runs if run.status == "finished"]
+    return min((end[0] for end in ends if end), default=None)
+
+
+def grouped(runs: list[RunRecord]) -> list[Group]:
+    """Runs of the same settings together, in the order in which the settings appear."""
+    groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.settings.items()), []).append(run)
+    return [Group(settings=dict(key), runs=members) for key, members in groups.items()]
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
+    """The runs of a sweep's folder, and the MLflow store that has them.
+
+    Raises:
+        ConfigError: no sweep's folder.
+    """
+    if not (sweep / SWEEP).exists():
+        raise ConfigError(f"sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
+    content = refresh(sweep)
+    keys = [key for key in content["swept"] if key != "seed"]
+    store: MlflowConfig | None = None
+    runs: list[RunRecord] = []
+    for job in content["jobs"]:
+        swept = by_key(job["overrides"])
+        folder = sweep / (job["folder"] or str(job["num"]))
+        summary = load_json(folder / "summary.json")
+        params = dict(read_card(folder)[0].params) if (folder / CARD).exists() else {}
+        if (folder / CARD).exists() and isinstance(config := read_card(folder)[1], MlflowConfig):
+            store = store or config
+        id_file = folder / "mlflow_run_id"
+        runs.append(
+            RunRecord(
+                name=str(job["num"]),
+                settings={key: swept[key] for key in keys if key in swept},
+                params={key: str(value) for key, value in (swept | params).items()},
+                status=job["status"],
+                error=job.get("error"),
+                lines=MetricsFile(folder / "metrics.jsonl").lines(),
+                evals=summary.get("eval", {}),
+                wall_s=summary.get("wall_s"),
+                run_id=id_file.read_text().strip() if id_file.exists() else None,
+            )
+        )
+    return runs, store
+
+
+def from_experiment(config: MlflowConfig) -> list[RunRecord]:
+    """The runs of an MLflow experiment, the oldest first.
+
+    Raises:
+        ConfigError: the store has no such experiment, or no run in it.
+    """
+    client, experiment = find_experiment(config)
+    found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    found = [run for run in found if REPORT_TAG not in run.data.tags]
+    if not found:
+        raise ConfigError(f"experiment={config.experiment} has no runs in {config.uri}")
+    params = [dict(run.data.params) for run in found]
+    keys = telling(params)
+    runs: list[RunRecord] = []
+    for run, own in zip(found, params, strict=True):
+        summary = summary_of(client, run.info.run_id)
+        runs.append(
+            RunRecord(
+                name=run.info.run_name,
+                settings={key: own.get(key, "") for key in keys},
+                params=own,
+                status=summary.get("status", run.info.status.lower()),
+                error=summary.get("error"),
+                lines=lines_of(client, run),
+                evals=summary.get("eval", {}),
+                wall_s=summary.get("wall_s"),
+                run_id=run.info.run_id,
+            )
+        )
+    return runs
+
+
+def telling(params: list[dict[str, str]]) -> list[str]:
+    """The settings that tell runs apart, as few as do it.
+
+    `masking.num_views` is left out where it differs only with `masking.strategy`.
+    """
+    names = {key for own in params for key in own if not key.startswith(PRIVATE)}
+    first = [name for name in CHOICES if name in names]
+    chosen: list[str] = []
+    apart = 1
+    for name in [*first, *sorted(names - set(first), key=lambda name: ("." in name, name))]:
+        kinds = len({tuple(own.get(key) for key in [*chosen, name]) for own in params})
+        if kinds > apart:
+            chosen, apart = [*chosen, name], kinds
+    return chosen
+
+
+def summary_of(client: Any, run_id: str) -> dict[str, Any]:
+    """A run's summary.json in MLflow; empty where it has none yet."""
+    if not any(item.path == "summary.json" for item in client.list_artifacts(run_id)):
+        return {}
+    return load_json(Path(client.download_artifacts(run_id, "summary.json")))
+
+
+def lines_of(client: Any, run: Any) -> list[Line]:
+    """A run's metrics as the lines of metrics.jsonl, those that are compared."""
+    lines: dict[int, Line] = {}
+    for metric in METRICS:
+        if metric in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, metric):
+                line = lines.setdefault(point.step, {STEP: point.step, TIME: point.timestamp / 1e3})
+                line[metric] = point.value
+    return [lines[step] for step in sorted(lines)]

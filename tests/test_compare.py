@@ -1,0 +1,254 @@
+"""What is told of runs beside each other: hand-computed numbers, and the report's files."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from drift.compare import Comparison, log_report, write_report
+from drift.config import MlflowConfig, TrackingBackend
+from drift.errors import ConfigError
+from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon, telling
+from drift.stats import mean_height, t_interval, wilson
+from drift.stores import comparison_address, open_experiment
+from drift.tracking import Tracker
+from tests.conftest import Run
+
+PARAMS = {"rollout.prompts_per_step": "4", "rollout.group_size": "2", "seed": "0", "lr": "0.1"}
+
+
+def make_run(
+    masking: str = "all", seed: int = 0, *, accuracies: tuple[float, ...] = (0.2, 0.4, 0.6)
+) -> RunRecord:
+    """Steps 0, 1, ... of 8 samples; a step takes 2 s of training and 1 s of evaluation."""
+    lines = [{"step": 0, "unix_s": 0.0, "eval/accuracy": accuracies[0], "eval/nfe": 6.0}]
+    for step, accuracy in enumerate(accuracies[1:], start=1):
+        lines.append({
+            "step": step, "unix_s": 3.0 * step, "reward/mean": step / 10, "eval/accuracy": accuracy,
+            "eval/nfe": 6.0 - step, "rollout/tokens": 60.0, "time/rollout_s": 1.5,
+            "time/reward_s": 0.0, "time/update_s": 0.5, "time/sync_s": 0.0, "time/eval_s": 1.0,
+            "time/checkpoint_s": 0.0, "mem/peak_gib": 0.25 * step,
+        })  # fmt: skip
+    n = 100
+    correct = round(accuracies[-1] * n)
+    last = {"accuracy": correct / n, "n": n, "ci95": list(wilson(correct, n))}
+    return RunRecord(
+        name=f"{masking}{seed}",
+        settings={"masking": masking},
+        params=PARAMS | {"seed": str(seed), "masking": masking},
+        status="finished",
+        lines=lines,
+        evals={"last": last},
+        wall_s=10.0,
+        run_id=f"id-{masking}-{seed}",
+    )
+
+
+def test_students_interval_of_a_known_case() -> None:
+    """Mean 0.6, s = 0.1, t(0.975, 2) = 4.30265: half width 0.248414."""
+    low, high = t_interval([0.5, 0.6, 0.7])
+    assert (low, high) == (pytest.approx(0.351586, abs=1e-6), pytest.approx(0.848414, abs=1e-6))
+    with pytest.raises(ValueError, match="two or more"):
+        t_interval([0.5])
+
+
+def test_mean_height_of_known_curves() -> None:
+    assert mean_height([0, 1], [0, 1], 1) == 0.5
+    assert mean_height([0, 1], [0, 1], 0.5) == 0.25
+    assert mean_height([0, 1, 3], [0, 1, 1], 2) == 0.75  # (0.5 + 1) / 2
+    assert mean_height([2, 4, 8], [0.5, 0.5, 0.1], 4) == 0.5
+    with pytest.raises(ValueError, match="not within"):
+        mean_height([0, 1], [0, 1], 2)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=2, max_size=9),
+    st.floats(0.01, 1),
+)
+def test_mean_height_is_within_the_curve(steps: list[tuple[float, float]], share: float) -> None:
+    xs = [sum(width for width, _ in steps[:i]) for i in range(len(steps))]
+    ys = [y for _, y in steps]
+    height = mean_height(xs, ys, share * xs[-1])
+    assert min(ys) - 1e-9 <= height <= max(ys) + 1e-9
+
+
+def test_figures_of_a_run() -> None:
+    run = make_run()
+    assert run.steps == 2
+    assert run.samples_per_step == 8
+    assert run.seconds == [0.0, 2.0, 4.0]  # without evaluation
+    assert run.figure("tokens/s") == 40.0
+    assert run.figure("NFE") == 4.0
+    assert run.figure("peak GiB") == 0.5
+    assert run.curve("reward/mean", "samples") == ([8.0, 16.0], [0.1, 0.2])
+    assert run.curve("eval/accuracy", "seconds") == ([0.0, 2.0, 4.0], [0.2, 0.4, 0.6])
+    assert run.phase_shares["rollout"] == 0.5
+    assert math.isclose(sum(run.phase_shares.values()), 1)
+
+
+def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:
+    runs = [make_run(seed=0), make_run(seed=1), make_run("coupled", accuracies=(0.2, 0.3, 0.8))]
+    same, other = grouped(runs)
+    assert [run.seed for run in same.runs] == ["0", "1"]
+    assert same.label == "masking=all"
+    both = same.accuracy("last")
+    assert both is not None
+    assert (both.value, both.n, both.ci95) == (0.6, 2, wilson(60, 100))  # equal seeds tell nothing
+    one = other.accuracy("last")
+    assert one is not None
+    assert str(one) == "0.800 [0.711, 0.867]"
+    apart = Group(settings={}, runs=[make_run(), make_run(seed=1, accuracies=(0.2, 0.4, 0.8))])
+    wide = apart.accuracy("last")
+    assert wide is not None
+    assert wide.value == pytest.approx(0.7)
+    assert wide.ci95 == (0.0, 1.0)  # t(0.975, 1) = 12.7
+    assert horizon(runs, "seconds") == 4.0
+    speed = other.speed("seconds", 4.0)
+    assert speed is not None
+    assert speed.value == pytest.approx((0.25 + 0.55) / 2)
+    assert speed.ci95 is None
+
+
+def test_settings_that_tell_runs_apart_are_as_few_as_do_it() -> None:
+    params = [
+        {"masking.num_views": "1", "masking.strategy": "all", "seed": "0", "output_dir": "a"},
+        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "0", "output_dir": "b"},
+        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "1", "optim.lr": "1"},
+    ]
+    assert telling(params) == ["masking.strategy", "optim.lr"]
+    assert telling(params[:1]) == []
+
+
+def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:
+    fast = [make_run("coupled", seed, accuracies=(0.2, 0.6 + seed / 100, 0.8)) for seed in (0, 1)]
+    slow = [make_run("all", seed, accuracies=(0.2, 0.2 + seed / 100, 0.4)) for seed in (0, 1)]
+    first, second = Comparison("s", [*slow, *fast]).findings()
+    assert first.startswith(
+        "Highest mean validation accuracy over the first 4 s of training: masking=coupled, 0.552"
+    )
+    assert first.endswith("(the intervals are apart).")
+    assert "over the first 16 samples of training: masking=coupled" in second
+    only = list(Comparison("s", [slow[0], fast[0]]).findings())
+    assert only[0].endswith("(one run each, no interval over runs).")
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(tmp_path: Path) -> None:
+    failed = RunRecord(
+        name="2", settings={"masking": "<b>"}, params={}, status="failed", error="no <i>room</i>"
+    )
+    comparison = Comparison("a & b", [make_run(), make_run("coupled"), failed])
+    address = comparison_address("http://127.0.0.1:5000", ["x", "y"], ["1", "1"])
+    files = write_report(tmp_path / "new", comparison, address)
+    assert {path.name for path in files} == {
+        "report.html", "table.md", "results.json", "learning.png", "accuracy_nfe.png", "phases.png",
+    }  # fmt: skip
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert page.count("<svg") == 8
+    assert "a &amp; b" in page
+    assert "no &lt;i&gt;room&lt;/i&gt;" in page
+    assert "3 runs, 2 finished, 3 settings" in page
+    assert re.findall(r'(?:src|href)="(?!#|http://127)([^"]*)"', page) == []
+    assert page.count("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22x%22,%22y%22%5D") == 1
+    assert "&amp;experiments=%5B%221%22%5D" in page
+    assert "#345678" not in page
+    for path in files:
+        assert path.stat().st_size < 300_000
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+    rows = (tmp_path / "new" / "table.md").read_text().splitlines()
+    assert rows[2].startswith("| all | 1/1 |  | 0.600 [0.502, 0.691] |")
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert results["settings"][0]["final"] == "0.600 [0.502, 0.691]"
+
+
+def store_runs(folder: Path) -> MlflowConfig:
+    """Two runs of two settings, tracked as a run is, with their summaries."""
+    store = MlflowConfig(
+        backend=TrackingBackend.mlflow, uri=f"sqlite:///{folder}/mlflow.db", system_metrics=False
+    )
+    for masking in ("all", "coupled"):
+        record = make_run(masking, accuracies=(0.2, 0.4, 0.6 if masking == "all" else 0.8))
+        run_folder = folder / masking
+        run_folder.mkdir()
+        tracker = Tracker(store, run_folder)
+        tracker.start(masking, {**record.params, "masking.strategy": masking}, {}, done_step=-1)
+        for line in record.lines:
+            tracker.log(
+                line["step"], {k: v for k, v in line.items() if k not in ("step", "unix_s")}
+            )
+        summary = {"status": "finished", "eval": record.evals, "wall_s": 10.0}
+        (run_folder / "summary.json").write_text(json.dumps(summary))
+        tracker.log_files([run_folder / "summary.json"])
+        assert tracker.finish("FINISHED")
+    return store
+
+
+def test_an_experiment_is_read_back_from_mlflow(tmp_path: Path) -> None:
+    store = store_runs(tmp_path)
+    runs = from_experiment(store)
+    assert [run.settings for run in runs] == [
+        {"masking.strategy": "all"}, {"masking.strategy": "coupled"},
+    ]  # fmt: skip
+    expected = make_run("coupled", accuracies=(0.2, 0.4, 0.8))
+    for metric in ("reward/mean", "eval/accuracy", "eval/nfe"):
+        for axis in ("steps", "seconds", "samples"):
+            assert runs[1].curve(metric, axis) == expected.curve(metric, axis)
+    assert runs[1].evals == expected.evals
+    assert (runs[1].status, runs[1].wall_s, runs[1].seed) == ("finished", 10.0, "0")
+    for _ in range(2):  # a second report takes the place of the first, and is no run to compare
+        log_report(store, "all of it", [tmp_path / "all" / "summary.json"])
+    assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
+    client, experiment = open_experiment(store)
+    (report,) = client.search_runs([experiment], filter_string="tags.compare = 'all of it'")
+    assert [f.path for f in client.list_artifacts(report.info.run_id)] == ["summary.json"]
+
+
+def test_the_command_prints_writes_and_ends_with_the_address(run: Run, tmp_path: Path) -> None:
+    store = store_runs(tmp_path)
+    done = run("compare", "experiment=drift", f"tracking.uri={store.uri}")
+    ids = [(tmp_path / name / "mlflow_run_id").read_text() for name in ("all", "coupled")]
+    address = comparison_address("http://127.0.0.1:5000", ids, ["1"])
+    assert done.stdout.splitlines()[-1] == address
+    assert "0.800 [0.711, 0.867]" in done.stdout
+    assert address.replace("&", "&amp;") in (
+        tmp_path / "outputs" / "compare" / "drift" / "report.html"
+    ).read_text()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sweep=a", "experiment=b"], "give sweep=FOLDER or experiment=NAME, not both"),
+        (["sweep=nothing"], "sweep=nothing holds no sweep.json; give the folder of a sweep"),
+        (["experiment=x"], "tracking.uri=sqlite:///outputs/mlflow.db: no such file"),
+        (["tracking=off"], "an experiment is read from MLflow; use tracking=mlflow"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, tmp_path: Path, overrides: list[str], said: str) -> None:
+    done = run("compare", *overrides, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"drift: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    store = store_runs(tmp_path)
+    store.experiment = "drfit"
+    with pytest.raises(ConfigError, match="it has: Default, drift"):
+        from_experiment(store)
+
+
+def test_a_sweep_without_a_number_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    jobs = [{"num": 0, "overrides": ["seed=0"], "folder": None}]
+    content = {"command": "", "swept": ["seed"], "jobs": jobs}
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(content))
+    runs, store = from_sweep(tmp_path / "s")
+    assert (runs[0].status, runs[0].settings, store) == ("waiting", {}, None)
+    done = run("compare", "sweep=s", check=False)
+    assert done.stderr == "drift: s: none of its 1 runs has logged a step\n"

@@ -1,0 +1,106 @@
+"""The list of commands, `--help`, wrong words, and what the shell is told to complete."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drift.cli import CONF
+from drift.help import description, wrong_flag
+from tests.conftest import ROOT, Run
+
+OPTIONS = sorted(p for p in CONF.glob("*/*.yaml"))
+
+
+def drift(*words: str, line: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m drift WORDS`, with the line that a shell completes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment |= {} if line is None else {"COMP_LINE": line}
+    return subprocess.run(
+        [sys.executable, "-m", "drift", *words], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_has_a_line_that_describes_it(path: Path) -> None:
+    assert 5 < len(description(path)) < 110
+    assert not description(path).endswith((",", ";", ":"))
+
+
+def test_a_description_is_the_first_comment_that_hydra_does_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("# @package _global_\n# Mine\n# more\nseed: 1\n")
+    assert description(path) == "Mine"
+    path.write_text("seed: 1  # no\n# late\n")
+    assert description(path) == ""
+
+
+def test_commands_are_listed_with_a_line_each() -> None:
+    lines = drift().stdout.splitlines()
+    assert "  train     RL from verifiable rewards" in lines
+    listed = [line.split()[0] for line in lines[2:]]
+    shipped = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
+    assert listed == shipped
+    assert all(len(line.split()) > 2 for line in lines[2:])
+
+
+def test_a_wrong_command_names_the_near_one() -> None:
+    done = drift("tarin")
+    assert done.returncode == 2
+    assert done.stderr.startswith("drift: tarin: no such command; did you mean train; commands: ")
+
+
+def test_a_command_behind_drift_is_that_command() -> None:
+    done = drift("train", "masking=rnadom")
+    assert done.returncode == 1
+    assert "masking=rnadom: no such option of the group; did you mean random" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--hepl"], "unrecognized arguments: --hepl; did you mean --help"),
+        (["--cfg"], "argument --cfg/-c: expected one argument; see --help"),
+        (["-m", "seed=0,1"], None),
+        (["--help"], None),
+        (["--version"], None),
+    ],
+)
+def test_a_wrong_flag_names_the_near_one(words: list[str], said: str | None) -> None:
+    assert wrong_flag(words) == said
+
+
+def test_a_setting_without_its_group_names_the_groups_that_have_it(run: Run) -> None:
+    done = run("train", "lr=0.1", check=False)
+    assert done.stderr.startswith("drift: lr: no such option; did you mean model.lr or optim.lr; ")
+
+
+def test_help_lists_the_groups_of_the_command_and_what_is_chosen(run: Run) -> None:
+    said = run("eval", "--help", "rollout=static").stdout
+    assert said.startswith("Evaluation of several checkpoints")
+    assert "\n  rollout\n" in said
+    assert "\n   *static     The same number of tokens each step" in said
+    assert "\n    factor     The more tokens together" in said
+    assert "remasking: static" in said
+    for absent in ("masking\n", "  tracking\n", "schema", "$CONFIG", "$$"):
+        assert absent not in said
+    assert "Groups" not in run("export", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ("drift tr", {"train", "track", "eval"}),
+        ("drift train masking=", {"masking=all", "masking=random"}),
+        ("drift train rollout.gen", {"rollout.gen_length="}),
+    ],
+)
+def test_the_shell_is_told_commands_groups_and_settings(line: str, choices: set[str]) -> None:
+    done = drift("-sc", "query=bash", line=line)
+    assert choices <= set(done.stdout.split()), done.stderr
+
+
+def test_completion_can_be_installed() -> None:
+    assert "complete -o nospace" in drift("-sc", "install=bash").stdout

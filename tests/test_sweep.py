@@ -1,0 +1,215 @@
+"""Sweeps as a user starts them: a job that fails, an interruption, what is left to run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from drift.errors import ConfigError
+from drift.sweep import by_key, plan, read, refresh, state
+from tests.conftest import ROOT, Run
+
+TINY = (
+    "debug=smoke",
+    "num_steps=2",
+    "rollout.prompts_per_step=2",
+    "eval.max_examples=10",
+)
+
+
+def statuses(sweep: Path) -> list[str]:
+    return [job["status"] for job in read(sweep / "sweep.json")["jobs"]]
+
+
+def test_overrides_by_key() -> None:
+    assert by_key(["masking=all", "+task.settings.x=a=b", "~debug"]) == {
+        "masking": "all",
+        "task.settings.x": "a=b",
+    }
+
+
+def write(path: Path, content: dict[str, Any], when: float) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    os.utime(path, (when, when))
+
+
+def test_the_newer_file_of_a_job_knows_its_status(tmp_path: Path) -> None:
+    """A job that failed, was run again by itself and is now finished; and the other way round."""
+    summary = {"status": "finished", "steps": 3, "wall_s": 1.5, "eval": {"last": {"accuracy": 0.5}}}
+    summary["mlflow_run_id"] = "abc"
+    write(tmp_path / "0" / "job.json", {"status": "failed", "error": "no room"}, when=100)
+    assert state(tmp_path / "0") == {"status": "failed", "error": "no room"}
+    write(tmp_path / "0" / "summary.json", summary, when=200)
+    told = state(tmp_path / "0")
+    assert (told["status"], told["error"], told["accuracy"]) == ("finished", None, 0.5)
+    write(tmp_path / "0" / "job.json", {"status": "running", "error": None}, when=300)
+    assert state(tmp_path / "0")["status"] == "running"
+    assert state(None) == {"status": "waiting"}
+
+
+def test_sweep_json_is_computed_from_what_the_jobs_wrote(tmp_path: Path) -> None:
+    plan(tmp_path, "again", ["seed"], [["seed=0"], ["seed=1"]])
+    assert statuses(tmp_path) == ["waiting", "waiting"]
+    content = read(tmp_path / "sweep.json")
+    content["jobs"][1]["folder"] = "1"
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    write(tmp_path / "1" / "job.json", {"status": "failed", "error": "no room"}, when=100)
+    assert [job["status"] for job in refresh(tmp_path)["jobs"]] == ["waiting", "failed"]
+    plan(tmp_path, "again", ["seed"], [["seed=0"], ["seed=1"]])  # taken up: nothing is forgotten
+    assert statuses(tmp_path) == ["waiting", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ([["seed=0"], ["seed=2"]], "its job 1 is `seed=1`, not `seed=2`"),
+        ([["seed=0"]], "holds a sweep of 2 jobs, not 1"),
+    ],
+)
+def test_the_folder_of_another_sweep_is_refused(
+    tmp_path: Path, jobs: list[list[str]], words: str
+) -> None:
+    plan(tmp_path, "again", ["seed"], [["seed=0"], ["seed=1"]])
+    with pytest.raises(ConfigError, match="choose another folder") as caught:
+        plan(tmp_path, "again", ["seed"], jobs)
+    assert words in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) -> None:
+    sweep = ("-m", *TINY, "task.files.train=null,data.jsonl", "seed=0,1", "hydra.sweep.dir=sweep")
+    done = run("train", *sweep, check=False)
+    assert done.returncode == 1
+    folder = tmp_path / "sweep"
+    assert statuses(folder) == ["finished", "finished", "failed", "failed"]
+    assert "this job failed, the others go on: data.jsonl: no such data file" in done.stdout
+    assert "job 3: data.jsonl: no such data file" in done.stdout
+    assert "compare: python -m drift.compare sweep=sweep" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    command = (
+        "python -m drift.train -m debug=smoke num_steps=2 rollout.prompts_per_step=2 "
+        "eval.max_examples=10 task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
+    )
+    assert line == f"drift: 2 jobs are not finished; run them: {command}"
+    job = read(folder / "sweep.json")["jobs"][2]
+    assert job["overrides"][-2:] == ["task.files.train=data.jsonl", "seed=0"]
+
+    records = "".join(f'{{"numbers": [{i}, 2, 5], "target": {i + 3}}}\n' for i in range(1, 9))
+    (tmp_path / "data.jsonl").write_text(records)  # the mistake is mended
+    before = {path: path.read_bytes() for path in (folder / "0").rglob("*.json*")}
+    done = run("train", *sweep)
+    assert "job 1 is finished" in done.stdout
+    assert statuses(folder) == ["finished"] * 4
+    assert {path: path.read_bytes() for path in before} == before
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'drift'")
+    runs = client.search_runs([experiment.experiment_id], filter_string="tags.sweep = 'sweep'")
+    assert len(runs) == 4
+    one = next(run for run in runs if run.data.tags["sweep_job"] == "3")
+    assert one.info.run_name == "seed=1 task.files.train=data.jsonl"
+    assert one.data.tags["seed"] == one.data.params["seed"] == "1"
+    assert one.data.params["task.files.train"] == "data.jsonl"
+    assert "mlflow.parentRunId" not in one.data.tags
+    ids = {job["mlflow_run_id"] for job in read(folder / "sweep.json")["jobs"]}
+    assert ids == {run.info.run_id for run in runs}
+
+
+@pytest.mark.slow
+def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: Path) -> None:
+    done = run(
+        "train", "-m", *TINY, "tracking=off", "hydra/launcher=submitit_local",
+        "task.files.train=null,nothing.jsonl", "hydra.sweep.dir=sweep", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert statuses(tmp_path / "sweep") == ["finished", "failed"]
+    assert "drift: 1 jobs are not finished" in done.stderr
+    job = read(tmp_path / "sweep" / "1" / "job.json")
+    assert job["error"] == "nothing.jsonl: no such data file"
+
+
+def job_process(lock: Path) -> int:
+    """The process that holds a run's lock."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(path.readlink() == lock for path in (folder / "fd").iterdir()):
+                return int(folder.name)
+        except OSError:  # it ended, or is another user's
+            continue
+    raise AssertionError(f"no process has {lock} open")
+
+
+def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a sweep in `sweep` and wait until its first job has done some steps."""
+    command = [sys.executable, "-m", "drift.train", *overrides, "hydra.sweep.dir=sweep"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = folder / "sweep" / "0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_elsewhere_is_told_in_one_line(tmp_path: Path) -> None:
+    process = begin(
+        tmp_path, "-m", *TINY, "tracking=off", "hydra/launcher=submitit_local",
+        "num_steps=4000,2", "checkpoint.every=1000", "eval.every=0",
+    )  # fmt: skip
+    os.kill(job_process(tmp_path / "sweep" / "0" / ".lock"), signal.SIGKILL)
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said + error
+    assert "ended without a result" in error and "the others go on" in error
+    assert "run what is missing: python -m drift.train -m" in error
+    deadline = time.monotonic() + 120
+    while refresh(tmp_path / "sweep")["jobs"][1]["status"] != "finished":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_is_taken_up_where_it_was(run: Run, tmp_path: Path) -> None:
+    sweep = ("-m", *TINY, "tracking=off", "num_steps=400,2", "checkpoint.every=100", "eval.every=0")
+    process = begin(tmp_path, *sweep)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert statuses(tmp_path / "sweep") == ["killed", "waiting"]
+    assert "killed" in said
+    changed = [word.replace("num_steps=400,2", "num_steps=3,2") for word in sweep]
+    refused = run("train", *changed, "hydra.sweep.dir=sweep", check=False)
+    assert "holds another sweep: its job 0 is" in refused.stderr
+    run("train", *sweep, "hydra.sweep.dir=sweep")
+    assert statuses(tmp_path / "sweep") == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_optuna_looks_for_the_highest_validation_accuracy(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    done = run(
+        "train", "-m", *TINY, "tracking=off", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1",
+        "optim.lr=tag(log,interval(1e-5,1e-3))", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    content = read(tmp_path / "sweep" / "sweep.json")
+    assert content["swept"] == ["optim.lr"]
+    assert statuses(tmp_path / "sweep") == ["finished", "finished"]
+    rates = [by_key(job["overrides"])["optim.lr"] for job in content["jobs"]]
+    assert len(set(rates)) == 2
+    assert all(1e-5 <= float(rate) <= 1e-3 for rate in rates)
+    assert "best_value: 0." in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    assert "Best value" in done.stdout

@@ -12,6 +12,11 @@ from omegaconf import MISSING
 
 from drift.cluster_config import ClusterConfig as ClusterConfig, SlurmConfig as SlurmConfig
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
+from drift.eval_config import (
+    EvalConfig as EvalConfig,
+    GridConfig as GridConfig,
+    TraceConfig as TraceConfig,
+)
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
     CodeConfig as CodeConfig,
@@ -243,12 +248,6 @@ class TrackingConfig:
 
 
 @dataclass
-class EvalConfig:
-    every: int = 20  # steps between evaluations on the validation split; 0 = at the start only
-    max_examples: int | None = None  # of the validation and of the test split; null = all
-
-
-@dataclass
 class CheckpointConfig:
     every: int = 20  # steps between checkpoints; 0 = at a new best and at the end
     keep: int = 2  # newest checkpoints kept beside the best
@@ -269,7 +268,6 @@ class BaseConfig:
     task: TaskConfig = MISSING
     rollout: RolloutConfig = MISSING
     cluster: ClusterConfig = MISSING
-    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
 
@@ -283,7 +281,9 @@ class RunConfig(BaseConfig):
     optim: OptimConfig = MISSING
     tracking: TrackingConfig = MISSING
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
 
@@ -294,6 +294,7 @@ class SFTConfig(BaseConfig):
 
     optim: OptimConfig = MISSING
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
     num_steps: int = 1000
 
@@ -302,9 +303,12 @@ class SFTConfig(BaseConfig):
 class EvalRunConfig(BaseConfig):
     """`python -m drift.eval`."""
 
-    checkpoints: list[str] = field(default_factory=list[str])
+    tracking: TrackingConfig = MISSING
+    checkpoints: list[str] = field(default_factory=list[str])  # empty = model.path
     data: DataConfig = field(default_factory=DataConfig)
+    eval: GridConfig = field(default_factory=GridConfig)
     split: Split = Split.test
+    results: str | None = None  # a folder; null = the run's own, in a sweep the sweep's
 
 
 @dataclass

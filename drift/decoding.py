@@ -58,7 +58,7 @@ def start(
 ) -> _State:
     """Rows with an all-mask canvas behind their prompt."""
     device, size = policy.device, config.gen_length
-    ids = torch.full((len(prompts), max(map(len, prompts)) + size), policy.special.pad)
+    ids = torch.full((len(prompts), max(map(len, prompts), default=0) + size), policy.special.pad)
     seen: dict[tuple[int, ...], int] = {}
     for i, prompt in enumerate(prompts):
         if not prompt:
@@ -95,7 +95,7 @@ def decode(
 
     Args:
         policy: the network; its device and dtype are used.
-        prompts: B prompts as token ids, lengths may differ.
+        prompts: B prompts as token ids, lengths may differ; a rank can be without any.
         rows_B: [B] int64, numbers that name the rows in the random numbers.
         config: sizes, cache, remasking rule, sampling, rows decoded at the same time.
         key: of the random numbers, from `rng.stream`.

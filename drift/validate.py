@@ -13,6 +13,7 @@ from drift.config import (
     Confidence,
     CountdownConfig,
     CoupledConfig,
+    EvalRunConfig,
     Importance,
     PolicyLoss,
     RandomConfig,
@@ -62,6 +63,9 @@ POSITIVE = (
     "cluster.memory_gb",
     "cluster.time_limit_min",
     "eval.max_examples",
+    "eval.samples",
+    "eval.chunk_size",
+    "trace.rows",
     "checkpoint.keep",
     "num_steps",
 )
@@ -80,7 +84,9 @@ NOT_NEGATIVE = (
     "task.reward.length_penalty",
     "masking.temperature",
     "eval.every",
+    "eval.trace_problems",
     "checkpoint.every",
+    "trace.every",
 )
 FINITE = (
     "rollout.position_temperature",
@@ -144,6 +150,8 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield from _masking(config)
         yield from _objective(config)
         yield from _ranks(config)
+    if isinstance(config, EvalRunConfig):
+        yield from _samples(config)
     if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
@@ -275,6 +283,14 @@ def _cluster(cluster: ClusterConfig) -> Iterator[str]:
         value = setting(cluster, key)
         if value and (stage is not None and stage < least):
             yield f"cluster.{key}={value} needs cluster.zero_stage={least} or more, not {stage}"
+
+
+def _samples(config: EvalRunConfig) -> Iterator[str]:
+    if config.eval.samples > 1 and config.rollout.temperature == 0:
+        yield (
+            f"eval.samples={config.eval.samples} at rollout.temperature=0 are one completion "
+            "again and again; set rollout.temperature above 0, for example 1, or eval.samples=1"
+        )
 
 
 def _ranks(config: RunConfig) -> Iterator[str]:

@@ -12,11 +12,13 @@ from drift.config import (
     GROUPS,
     CheckpointConfig,
     EvalConfig,
+    GridConfig,
     RewardConfig,
     RunConfig,
     SequentialConfig,
     SFTConfig,
     SFTDataConfig,
+    TraceConfig,
     register,
 )
 from drift.errors import ConfigError
@@ -137,6 +139,8 @@ def test_every_checked_setting_is_a_setting() -> None:
         known |= {f"{group}.{field.name}" for s in schemas.values() for field in fields(s)}
     for group, schema in (
         ("eval", EvalConfig),
+        ("eval", GridConfig),
+        ("trace", TraceConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
         ("task.reward", RewardConfig),

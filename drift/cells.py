@@ -7,6 +7,7 @@ was interrupted goes on behind its last whole chunk; a finished one is not run a
 
 import fcntl
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from drift.config import EvalRunConfig
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import Completion, Problems, complete
-from drift.files import flush, write_json
+from drift.files import file_digest, flush, write_json
 from drift.manifest import data_digest
 from drift.policy.base import Policy
 from drift.policy.loading import read_json
@@ -59,6 +60,7 @@ def protocol(config: EvalRunConfig, task: Task, examples: list[Example]) -> dict
         "prompt": config.task.prompt,
         "system": config.task.system,
         "grader": f"{kind.__module__}.{kind.__qualname__}",
+        "grader_file": file_digest(Path(inspect.getfile(kind)))["sha256"][:12],
         "grading": {key: settings[key] for key in sorted(settings.keys() - NOT_GRADING)},
         "decoding": {key: rollout[key] for key in sorted(rollout.keys() - COST_ONLY)},
         "end_rule": END_RULE,

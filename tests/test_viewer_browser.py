@@ -214,6 +214,22 @@ def test_two_sources_stand_side_by_side(page: "Page", tmp_path: Path) -> None:
     assert words(page, ".row .number") == ["5", "6", "7", "8"]
 
 
+def test_prompts_on_which_two_sources_differ_can_be_picked(page: "Page", tmp_path: Path) -> None:
+    labels = {"before": ("correct", "wrong"), "after": ("correct", "correct")}
+    rows = [
+        replace(FOUR, prompt=f"problem {i}", source=source, label=label)
+        for source, pair in labels.items()
+        for i, label in enumerate(pair)
+    ]
+    open_rows(page, tmp_path, rows)
+    page.locator("#filter button", has_text="differ").click()
+    assert words(page, ".row .said") == ["problem 1"]
+    page.keyboard.press("ArrowDown")
+    assert words(page, ".pane .mark") == ["wrong", "correct"]
+    page.select_option("#source", "after")
+    assert words(page, ".row .number") == ["4"]
+
+
 def test_markup_in_texts_stays_text(page: "Page", tmp_path: Path) -> None:
     size = len(NASTY) - 1  # without the lone surrogate, which no browser can show
     tokens = NASTY[:size]
@@ -258,7 +274,7 @@ def test_colours_follow_the_system_and_the_button(page: "Page", tmp_path: Path) 
 def test_tab_visits_each_control_once(page: "Page", tmp_path: Path) -> None:
     open_rows(page, tmp_path, [replace(FOUR, source=s, prompt="p") for s in ("a", "b") * 20])
     visited = []
-    for _ in range(12):
+    for _ in range(13):
         page.keyboard.press("Tab")
         visited.append(
             page.evaluate(
@@ -267,8 +283,8 @@ def test_tab_visits_each_control_once(page: "Page", tmp_path: Path) -> None:
         )
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     assert visited == [
-        "theme", "search", "source", "all", "correct", "row", "play", "step", "shade", "compare",
-        "token", "token",
+        "theme", "search", "source", "all", "correct", "differ", "row", "play", "step", "shade",
+        "compare", "token", "token",
     ]  # fmt: skip
     assert page.locator("#detail .text").count() == 1  # the focus chose the token
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -20,10 +21,11 @@ from drift.launch import in_ranks
 if TYPE_CHECKING:
     from drift.cells import Cell
     from drift.engine import Engine
+    from drift.grid import Group
     from drift.tasks import Task
     from drift.types import Example
 
-WIDTH = 160  # of the tables where there is no terminal
+WIDTH = 120  # of the tables where there is no terminal
 log = logging.getLogger("drift")
 
 
@@ -32,7 +34,7 @@ def run(config: EvalRunConfig) -> None:
     from drift.cells import Cell, Progress, checkpoint_folder, protocol, protocol_name
     from drift.engine import Engine
     from drift.files import write_json
-    from drift.grid import CELLS, PROTOCOL, groups
+    from drift.grid import CELLS, PROTOCOL, group_of
     from drift.policy.loading import find_checkpoint, policy_folder
     from drift.tasks import build_task
 
@@ -57,7 +59,7 @@ def run(config: EvalRunConfig) -> None:
             continue
         finish_cell(engine, cell, task, examples, config, results)
     if engine.is_main:
-        show(results, groups(results))
+        show(results, group_of(folder))
     engine.close()
 
 
@@ -123,27 +125,30 @@ def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
     tracker.finish("FINISHED")
 
 
-def show(results: Path, found: list[Any]) -> None:
-    """The tables on the terminal, and where the rest is."""
-    from drift.grid import PAIRS, pairs, tables
+def show(results: Path, group: "Group") -> None:
+    """The command's own cells on the terminal, and where the rest is."""
+    from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for head, lines in tables(found):
-        print_table(console, "95 % intervals", head, lines)
-    if compared := pairs(found):
-        print_table(console, "problem by problem, against the first checkpoint", PAIRS, compared)
+    names = [cell.checkpoint for cell in group.cells]
+    short = dict(zip(names, short_names(names), strict=True))
+    head = header(group.protocol["samples"], every_k=False)
+    lines = [line(short[c.checkpoint], c.summary or {}, every_k=False) for c in group.cells]
+    print_table(console, f"{title(group.protocol)}; 95 % intervals", head, lines)
+    if pairs := compared(group):
+        words = "problem by problem; gained: only the checkpoint solves it; p: McNemar's exact test"
+        print_table(console, words, PAIR, [pair_line(pair, short) for pair in pairs])
     log.info("table: %s", results / "results.md")
     log.info("every completion: %s", results / "cells")
-    pages = results / "traces"
-    if pages.exists():
-        log.info("trace pages: %s", pages)
+    if (results / "traces").exists():
+        log.info("trace pages: %s", results / "traces")
 
 
 def print_table(console: Console, title: str, head: list[str], lines: list[list[str]]) -> None:
-    shown = Table(title=title)
+    shown = Table(title=title, title_justify="left", box=SIMPLE)
     for name in head:
-        names = name in ("task", "against", "checkpoint")
-        shown.add_column(name, overflow="fold" if names else "ellipsis", no_wrap=not names)
+        long = name in ("against", "checkpoint")
+        shown.add_column(name, overflow="fold", min_width=12 if long else len(name))
     for line in lines:
         shown.add_row(*line)
     console.print(shown)

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from drift.cells import CELL, Cell, Progress
+from drift.cells import CELL, Cell, Progress, digest
 from drift.evaluation import Completion
 from drift.files import write_json
 from drift.policy.loading import read_json
@@ -188,18 +188,17 @@ def compare_cells(folder: Path, cells: list[Cell]) -> None:
     write_json(folder / COMPARISONS, {"comparisons": compared})
 
 
-def groups(results: Path) -> list[Group]:
-    found: list[Group] = []
-    for folder in sorted((results / CELLS).iterdir()):
-        cells = [cell.progress for cell in done_cells(folder)]
-        if cells:
-            content = read_json(folder / PROTOCOL)
-            comparisons = read_json(folder / COMPARISONS)["comparisons"]
-            found.append(Group(protocol=content, cells=cells, comparisons=comparisons))
-    return found
+def group_of(folder: Path) -> Group:
+    """The finished cells in a protocol's folder, and their comparisons."""
+    path = folder / COMPARISONS
+    return Group(
+        protocol=read_json(folder / PROTOCOL),
+        cells=[cell.progress for cell in done_cells(folder)],
+        comparisons=read_json(path)["comparisons"] if path.exists() else [],
+    )
 
 
-def update_results(results: Path, folder: Path) -> list[Group]:
+def update_results(results: Path, folder: Path) -> None:
     """Write results.json, results.md and the protocol's trace page anew.
 
     Args:
@@ -210,21 +209,31 @@ def update_results(results: Path, folder: Path) -> list[Group]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         cells = done_cells(folder)
         compare_cells(folder, cells)
-        found = groups(results)
+        found = [group_of(path) for path in (results / CELLS).iterdir()]
+        found = sorted((group for group in found if group.cells), key=in_order)
         write_json(results / "results.json", [as_json(group) for group in found])
         (results / "results.md").write_text(markdown(found), encoding="utf-8")
-        names = short_names([cell.progress.checkpoint for cell in cells])
-        rows = [
-            replace(row, source=name)
-            for name, cell in zip(names, cells, strict=True)
-            for row in cell.read_trace()
-        ]
-        page = results / "traces" / f"{folder.name}.html"
-        if rows:
-            with survives_a_full_disk(page):
-                page.parent.mkdir(exist_ok=True)
-                write_trace(page, rows, title=title(read_json(folder / PROTOCOL)))
-    return found
+        write_page(results / "traces" / f"{folder.name}.html", folder, cells)
+
+
+def in_order(group: Group) -> tuple[object, ...]:
+    """Tasks by name, their lengths and steps by size."""
+    content, decoding = group.protocol, group.protocol["decoding"]
+    return content["task"], decoding["gen_length"], decoding["steps"], digest(content)
+
+
+def write_page(path: Path, folder: Path, cells: list[Cell]) -> None:
+    """The trace page of a protocol: the first problems, as every checkpoint completed them."""
+    names = short_names([cell.progress.checkpoint for cell in cells])
+    rows = [
+        replace(row, source=name)
+        for name, cell in zip(names, cells, strict=True)
+        for row in cell.read_trace()
+    ]
+    if rows:
+        with survives_a_full_disk(path):
+            path.parent.mkdir(exist_ok=True)
+            write_trace(path, rows, title=title(read_json(folder / PROTOCOL)))
 
 
 def short_names(names: list[str]) -> list[str]:
@@ -272,24 +281,36 @@ def with_interval(value: float, ci95: Iterable[float]) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def header(samples: int) -> list[str]:
-    several = [f"pass@{k}" for k in powers(samples)] + [f"majority@{samples}"]
-    return [
-        "task", "canvas", "steps", "checkpoint", "pass@1", *(several if samples > 1 else []), "n",
-        "NFE", "tokens/s", "truncated",
-    ]  # fmt: skip
+PLACE = ["task", "canvas", "steps", "protocol"]
+COSTS = ["n", "NFE", "tokens/s", "truncated"]
+PAIR = ["against", "checkpoint", "difference", "gained", "lost", "p"]
 
 
-def line(group: Group, cell: Progress) -> list[str]:
-    found, decoding = cell.summary or {}, group.protocol["decoding"]
-    several = [*found.get("pass_at", {}).values(), *filter(None, [found.get("majority")])]
+def place(group: Group) -> list[str]:
+    decoding = group.protocol["decoding"]
+    size = [str(decoding["gen_length"]), str(decoding["steps"])]
+    return [group.protocol["task"], *size, digest(group.protocol)]
+
+
+def shown_ks(samples: int, every_k: bool) -> list[int]:
+    return powers(samples) if every_k else powers(samples)[-1:]
+
+
+def header(samples: int, *, every_k: bool = True) -> list[str]:
+    """Columns of a cell; without `every_k` of pass@k the largest k alone."""
+    several = [f"pass@{k}" for k in shown_ks(samples, every_k)]
+    several += [f"majority@{samples}"] if samples > 1 else []
+    return ["checkpoint", "pass@1", *several, *COSTS]
+
+
+def line(name: str, found: dict[str, Any], *, every_k: bool = True) -> list[str]:
+    """A cell's summary under `header`."""
+    several = [found["pass_at"][str(k)] for k in shown_ks(found["samples"], every_k)]
+    several += [found["majority"]] if found["samples"] > 1 else []
+    entries = [{"value": found["accuracy"], "ci95": found["ci95"]}, *several]
     return [
-        group.protocol["task"],
-        str(decoding["gen_length"]),
-        str(decoding["steps"]),
-        cell.checkpoint,
-        with_interval(found["accuracy"], found["ci95"]),
-        *(with_interval(entry["value"], entry["ci95"]) for entry in several),
+        name,
+        *(with_interval(entry["value"], entry["ci95"]) for entry in entries),
         str(found["n"]),
         f"{found['nfe_mean']:.1f}",
         f"{found['tokens_per_s']:.0f}",
@@ -297,44 +318,39 @@ def line(group: Group, cell: Progress) -> list[str]:
     ]
 
 
-def tables(found: list[Group]) -> list[tuple[list[str], list[list[str]]]]:
-    """Header and lines: a table for each number of samples, since their columns differ."""
-    samples = lambda group: group.protocol["samples"]
-    ordered = sorted(found, key=samples)
-    return [
-        (header(count), [line(group, cell) for group in same for cell in group.cells])
-        for count, same in groupby(ordered, key=samples)
-    ]
+def pair_line(pair: dict[str, Any], short: dict[str, str]) -> list[str]:
+    """A comparison under PAIR: problems gained and lost, and p of McNemar's exact test."""
+    low, high = pair["ci95"]
+    change = f"{pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    counts = ["", "", ""]
+    if "p" in pair:
+        counts = [str(pair["only_second"]), str(pair["only_first"]), f"{pair['p']:.2g}"]
+    return [short[pair["first"]], short[pair["second"]], change, *counts]
 
 
-PAIRS = ["task", "canvas", "steps", "against", "checkpoint", "difference", "gained", "lost", "p"]
+def compared(group: Group) -> list[dict[str, Any]]:
+    return [pair for pair in group.comparisons if pair["n"]]
 
 
-def pairs(found: list[Group]) -> list[list[str]]:
-    """Lines of the paired comparison: problems gained and lost, p of McNemar's exact test."""
-    lines: list[list[str]] = []
-    for group in found:
-        decoding = group.protocol["decoding"]
-        place = [group.protocol["task"], str(decoding["gen_length"]), str(decoding["steps"])]
-        for pair in group.comparisons:
-            if not pair["n"]:
-                continue
-            low, high = pair["ci95"]
-            counts = ["", "", ""]
-            if "p" in pair:
-                counts = [str(pair["only_second"]), str(pair["only_first"]), f"{pair['p']:.2g}"]
-            change = f"{pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append([*place, pair["first"], pair["second"], change, *counts])
-    return lines
+def same_names(group: Group) -> dict[str, str]:
+    return {cell.checkpoint: cell.checkpoint for cell in group.cells}
 
 
 def markdown(found: list[Group]) -> str:
-    """results.md"""
+    """results.md: a table for each number of samples, since their columns differ."""
     parts = ["# Evaluation", "", "Intervals are 95 %."]
-    for head, lines in tables(found):
-        parts += ["", *grid(head, lines)]
-    if compared := pairs(found):
-        parts += ["", "## Paired comparison", "", *grid(PAIRS, compared)]
+    samples = lambda group: group.protocol["samples"]
+    for count, same in groupby(sorted(found, key=samples), key=samples):
+        cells = [(group, cell) for group in same for cell in group.cells]
+        lines = [[*place(group), *line(c.checkpoint, c.summary or {})] for group, c in cells]
+        parts += ["", *grid([*PLACE, *header(count)], lines)]
+    lines = [
+        [*place(group), *pair_line(pair, same_names(group))]
+        for group in found
+        for pair in compared(group)
+    ]
+    if lines:
+        parts += ["", "## Paired comparison", "", *grid([*PLACE, *PAIR], lines)]
     parts += ["", "## Protocols"]
     for group in found:
         parts += ["", *described(group)]
@@ -351,9 +367,9 @@ def described(group: Group) -> list[str]:
     content, first = group.protocol, group.cells[0]
     decoding = ", ".join(f"{k}={v}" for k, v in content["decoding"].items() if v is not None)
     return [
-        f"- {content['task']}, {content['split']} split: {content['problems']['n']} problems "
-        f"(SHA-256 {content['problems']['sha256'][:12]}), {content['samples']} samples each, "
-        f"seed {content['seed']}, {content['dtype']}",
+        f"- {digest(content)}: {content['task']}, {content['split']} split, "
+        f"{content['problems']['n']} problems (SHA-256 {content['problems']['sha256'][:12]}), "
+        f"samples={content['samples']}, seed={content['seed']}, {content['dtype']}",
         f"  - prompt: `{content['prompt']!r}`, system {content['system']!r}; as the first "
         f"checkpoint sees the first problem: `{first.first_prompt!r}`",
         f"  - decoding: {decoding}",

@@ -22,7 +22,7 @@ from typing import Any
 from drift import rng
 from drift.config import EvalRunConfig
 from drift.engine import Engine
-from drift.errors import CheckpointError, ConfigError
+from drift.errors import CheckpointError, ConfigError, DataError
 from drift.evaluation import Completion, Problems, complete
 from drift.files import file_digest, flush, write_json
 from drift.manifest import data_digest
@@ -158,14 +158,24 @@ class Cell:
         write_json(self.folder / CELL, asdict(self.progress))
 
     def add(self, rows: list[Completion], problems: int, decode_s: float) -> None:
-        """Add a chunk: first its lines, then the word that they are whole."""
-        with self.completions.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
-        flush(self.completions)
-        self.progress.done += problems
-        self.progress.decode_s += decode_s
-        self.progress.size = self.completions.stat().st_size
-        self.save()
+        """Add a chunk: first its lines, then the word that they are whole.
+
+        Raises:
+            DataError: it cannot be written; the chunks before it are whole.
+        """
+        try:
+            with self.completions.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+            flush(self.completions)
+            self.progress.done += problems
+            self.progress.decode_s += decode_s
+            self.progress.size = self.completions.stat().st_size
+            self.save()
+        except OSError as error:
+            raise DataError(
+                f"{self.completions}: {error.strerror}; what was completed before is kept, the "
+                "same command goes on behind it"
+            ) from None
 
     def read(self) -> list[Completion]:
         """Every whole completion."""

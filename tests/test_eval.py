@@ -145,6 +145,32 @@ def test_an_interrupted_cell_goes_on_at_its_last_whole_chunk(run: Run, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_full_disk_is_one_line_and_no_completion_is_lost(run: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    settings = ("tracking=off", "eval.max_examples=600", "eval.chunk_size=20",
+                "eval.trace_problems=1", f"hydra.run.dir={disk}/ev")  # fmt: skip
+    try:
+        done = run("eval", *settings, check=False)
+        assert done.returncode == 1
+        assert done.stderr.endswith("the same command goes on behind it\n")
+        assert "completions.jsonl: No space left on device" in done.stderr
+        (cell,) = cells(disk / "ev")
+        known = json.loads((cell / "cell.json").read_text())
+        assert 0 < known["done"] < 600
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        run("eval", *settings)
+        assert completions(disk / "ev").count(b"\n") == results(disk / "ev")[0]["cells"][0]["n"]
+        run("eval", *settings, "eval.chunk_size=256", "hydra.run.dir=whole")
+        assert completions(disk / "ev") == completions(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds_in_chunks_of_any_size(run: Run, tmp_path: Path) -> None:
     run("eval", *FEW, *SAMPLED, "hydra.run.dir=one")
     run("eval", *FEW, *SAMPLED, "cluster.num_processes=2", "cluster.threads=1", "hydra.run.dir=two")

@@ -283,7 +283,7 @@ class RunConfig(BaseConfig):
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    trace: TraceConfig = field(default_factory=TraceConfig)
+    traces: TraceConfig = field(default_factory=TraceConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
 

@@ -137,7 +137,7 @@ class Trainer:
 
     def trace(self, rollout: Rollout, advantages: Advantages, views: MaskedViews) -> None:
         """The trace page of this step, if one is due; before the update, by the first rank."""
-        settings, step = self.config.trace, self.progress.step + 1
+        settings, step = self.config.traces, self.progress.step + 1
         if not settings.every or (step % settings.every and step != 1):
             return
         with self.phase("eval"), self.engine.autocast():

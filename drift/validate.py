@@ -65,7 +65,7 @@ POSITIVE = (
     "eval.max_examples",
     "eval.samples",
     "eval.chunk_size",
-    "trace.rows",
+    "traces.rows",
     "checkpoint.keep",
     "num_steps",
 )
@@ -86,7 +86,7 @@ NOT_NEGATIVE = (
     "eval.every",
     "eval.trace_problems",
     "checkpoint.every",
-    "trace.every",
+    "traces.every",
 )
 FINITE = (
     "rollout.position_temperature",

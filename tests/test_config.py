@@ -140,7 +140,7 @@ def test_every_checked_setting_is_a_setting() -> None:
     for group, schema in (
         ("eval", EvalConfig),
         ("eval", GridConfig),
-        ("trace", TraceConfig),
+        ("traces", TraceConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
         ("task.reward", RewardConfig),

@@ -52,7 +52,7 @@ def command(*overrides: str) -> list[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("trained")
-    settings = ["debug=smoke", "num_steps=2", "tracking=off", "hydra.run.dir=run", "trace.every=0"]
+    settings = ["debug=smoke", "num_steps=2", "tracking=off", "hydra.run.dir=run", "traces.every=0"]
     subprocess.run(
         [sys.executable, "-m", "drift.train", *settings, "optim.lr=1e-3"],
         cwd=folder, env=environment(), check=True, capture_output=True,

@@ -141,7 +141,7 @@ def start(command: str, folder: Path, *overrides: str) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps, with pages after the first and every second."""
     folder = tmp_path_factory.mktemp("traced")
-    start("train", folder, *SMALL, "num_steps=4", "trace.every=2", "trace.rows=6",
+    start("train", folder, *SMALL, "num_steps=4", "traces.every=2", "traces.rows=6",
           "optim.lr=2e-3", "hydra.run.dir=run")  # fmt: skip
     return folder / "run"
 
@@ -179,7 +179,7 @@ def test_training_writes_a_page_when_one_is_due(trained: Path) -> None:
 
 
 def test_pages_change_nothing_of_a_run(trained: Path, run: Run, tmp_path: Path) -> None:
-    run("train", *SMALL, "num_steps=4", "trace.every=0", "optim.lr=2e-3", "hydra.run.dir=run")
+    run("train", *SMALL, "num_steps=4", "traces.every=0", "optim.lr=2e-3", "hydra.run.dir=run")
     for name in ("step_000001.jsonl", "step_000004.jsonl"):
         mine = (tmp_path / "run" / "rollouts" / name).read_text()
         assert mine == (trained / "rollouts" / name).read_text()
@@ -192,7 +192,7 @@ def test_the_first_of_two_ranks_writes_under_zero3(
     run: Run, tmp_path: Path, weights: RolloutWeights, trained: Path
 ) -> None:
     strict = f"cluster.deepspeed={ROOT / 'tests' / 'strict_zero.json'}"
-    run("train", *SMALL, "num_steps=1", "trace.rows=6", "cluster.num_processes=2", strict,
+    run("train", *SMALL, "num_steps=1", "traces.rows=6", "cluster.num_processes=2", strict,
         "cluster.threads=1", "cluster.zero_stage=3", f"rollout.weights={weights}",
         "hydra.run.dir=run")  # fmt: skip
     mine = rows_of(tmp_path / "run" / "traces" / "step_000001.html")

@@ -16,6 +16,11 @@ from drift.cluster_config import (
     SubmititConfig as SubmititConfig,
 )
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
+from drift.eval_config import (
+    EvalConfig as EvalConfig,
+    GridConfig as GridConfig,
+    TracePagesConfig as TracePagesConfig,
+)
 from drift.masking_config import (
     AllConfig as AllConfig,
     BlockConfig as BlockConfig,
@@ -184,12 +189,6 @@ class OptimConfig:
 
 
 @dataclass
-class EvalConfig:
-    every: int = 20  # steps between evaluations on the validation split; 0 = at the start only
-    max_examples: int | None = None  # of the validation and of the test split; null = all
-
-
-@dataclass
 class CheckpointConfig:
     every: int = 20  # steps between checkpoints; 0 = at a new best and at the end
     keep: int = 2  # newest checkpoints kept beside the best
@@ -210,7 +209,6 @@ class BaseConfig:
     task: TaskConfig = MISSING
     rollout: RolloutConfig = MISSING
     cluster: ClusterConfig = MISSING
-    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
 
@@ -224,7 +222,9 @@ class RunConfig(BaseConfig):
     optim: OptimConfig = MISSING
     tracking: TrackingConfig = MISSING
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    traces: TracePagesConfig = field(default_factory=TracePagesConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
 
@@ -235,6 +235,7 @@ class SFTConfig(BaseConfig):
 
     optim: OptimConfig = MISSING
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
     num_steps: int = 1000
 
@@ -243,9 +244,12 @@ class SFTConfig(BaseConfig):
 class EvalRunConfig(BaseConfig):
     """`python -m drift.eval`."""
 
-    checkpoints: list[str] = field(default_factory=list[str])
+    tracking: TrackingConfig = MISSING
+    checkpoints: list[str] = field(default_factory=list[str])  # empty = model.path
     data: DataConfig = field(default_factory=DataConfig)
+    eval: GridConfig = field(default_factory=GridConfig)
     split: Split = Split.test
+    results: str | None = None  # a folder; null = the run's own, in a sweep the sweep's
 
 
 @dataclass

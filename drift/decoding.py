@@ -96,7 +96,7 @@ def decode(
 
     Args:
         policy: the network; its device and dtype are used.
-        prompts: B prompts as token ids, lengths may differ.
+        prompts: B prompts as token ids, lengths may differ; a rank can be without any.
         rows_B: [B] int64, numbers that name the rows in the random numbers.
         config: sizes, cache, remasking rule, sampling, rows decoded at the same time.
         key: of the random numbers, from `rng.stream`.

@@ -1,72 +1,165 @@
-"""Evaluation of several checkpoints: `python -m drift.eval checkpoints=[a,b] task=countdown`."""
+"""Evaluation of several checkpoints: `python -m drift.eval checkpoints=[a,b] task=countdown`.
+
+With `-m` over tasks and lengths it is a grid with one table of results (docs/evaluation.md).
+"""
 
 import logging
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from drift.cli import run_command
 from drift.config import EvalRunConfig
-from drift.evaluation import EvalResult
 from drift.launch import in_ranks
 
+if TYPE_CHECKING:
+    from drift.cells import Cell
+    from drift.engine import Engine
+    from drift.grid import Group
+    from drift.tasks import Task
+    from drift.types import Example
+
+WIDTH = 120  # of the tables where there is no terminal
 log = logging.getLogger("drift")
 
 
-def table(results: dict[str, EvalResult]) -> Table:
-    """Accuracy with its Wilson interval, network evaluations, truncated share, seconds."""
-    shown = Table("checkpoint", "accuracy", "95 % interval", "n", "NFE", "truncated", "seconds")
-    for name, result in results.items():
-        low, high = result.accuracy.ci95
-        shown.add_row(
-            name,
-            f"{result.accuracy.value:.3f}",
-            f"[{low:.3f}, {high:.3f}]",
-            str(result.accuracy.n),
-            f"{result.nfe_mean:.1f}",
-            f"{result.truncated_frac:.3f}",
-            f"{result.seconds:.1f}",
-        )
-    return shown
-
-
 def run(config: EvalRunConfig) -> None:
-    """Evaluate `model.path`, or each of `checkpoints`, and write results.json."""
+    """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
+    from drift.cells import Cell, Progress, checkpoint_folder, protocol, protocol_name
     from drift.engine import Engine
-    from drift.evaluation import evaluate, load_problems
-    from drift.policy.loading import find_checkpoint, load_model, policy_folder
+    from drift.files import write_json
+    from drift.grid import CELLS, PROTOCOL, group_of
+    from drift.policy.loading import find_checkpoint, policy_folder
     from drift.tasks import build_task
 
     task = build_task(config.task, config.data.on_error)
-    examples = task.examples(config.split)
-    folders = {
-        name: find_checkpoint(policy_folder(name), config.model.revision)
-        for name in config.checkpoints or [config.model.path]
-    }
+    examples = task.examples(config.split)[: config.eval.max_examples]
+    names = list(dict.fromkeys(config.checkpoints or [config.model.path]))
+    paths = [find_checkpoint(policy_folder(name), config.model.revision) for name in names]
     engine = Engine(config.cluster, config.model.dtype)
-    results: dict[str, EvalResult] = {}
-    for checkpoint, path in folders.items():
-        policy = load_model(config.model, path=str(path), device=engine.device)
-        problems = load_problems(policy, examples, config.split, config)
-        results[checkpoint] = evaluate(engine, policy, task, problems, config.rollout)
+    results = Path(engine.agree(config.results or config.output_dir))
+    content = protocol(config, task, examples)
+    engine.assert_same("their protocol", protocol_name(content))
+    folder = results / CELLS / protocol_name(content)
     if engine.is_main:
-        show(config, results)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PROTOCOL, content)
+        log.info("protocol: %s", folder / PROTOCOL)
+    for position, (name, path) in enumerate(zip(names, paths, strict=True)):
+        new = Progress(checkpoint=name, path=str(path), position=position)
+        cell = Cell(folder / checkpoint_folder(name, path), new)
+        if engine.agree(cell.progress.finished):
+            log.info("%s: finished, not run again", name)
+            continue
+        finish_cell(engine, cell, task, examples, config, results)
+    if engine.is_main:
+        show(results, group_of(folder))
     engine.close()
 
 
-def show(config: EvalRunConfig, results: dict[str, EvalResult]) -> None:
-    """Write every completion, print the table."""
-    from drift.files import write_json
-    from drift.report import eval_record
+def finish_cell(
+    engine: "Engine",
+    cell: "Cell",
+    task: "Task",
+    examples: "list[Example]",
+    config: EvalRunConfig,
+    results: Path,
+) -> None:
+    """Complete what a cell lacks, count, track; here the only reference to the policy ends."""
+    from contextlib import nullcontext
 
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    records = {name: eval_record(result, step=0) for name, result in results.items()}
-    write_json(folder / "results.json", records)
-    Console().print(table(results))
-    log.info("every completion: %s", folder / "results.json")
+    from drift.cells import run_cell
+    from drift.evaluation import load_problems
+    from drift.grid import summarize, update_results
+    from drift.policy.loading import load_model
+    from drift.prompts import render
+
+    progress = cell.progress
+    with cell.sole_user() if engine.is_main else nullcontext():
+        policy = load_model(config.model, path=progress.path, device=engine.device)
+        problems = load_problems(policy, examples, config.split, config)
+        progress.total = len(problems.ids)
+        progress.dropped = len(examples) - len(problems.ids)
+        progress.first_prompt = render(policy, config.task, problems.examples[0])
+        stop = policy.tokenizer.convert_ids_to_tokens(list(policy.special.stop))
+        progress.stop_tokens = list(map(str, stop))
+        run_cell(engine, cell, policy, task, problems, config)
+        if engine.is_main:
+            progress.summary = summarize(cell.read(), progress.decode_s)
+            cell.save()
+            update_results(results, cell.folder.parent)
+            track(config, cell, results)
+            progress.finished = True
+            cell.save()
+
+
+def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
+    """A run in MLflow for the cell, with the table as it is now."""
+    from drift.grid import PROTOCOL, metrics
+    from drift.policy.loading import read_json
+    from drift.tracking import Tracker
+
+    content = read_json(cell.folder.parent / PROTOCOL)
+    params: dict[str, Any] = {
+        "checkpoint": cell.progress.checkpoint,
+        "task": content["task"],
+        "split": content["split"],
+        "samples": content["samples"],
+        "grader": content["grader"],
+        "end_rule": content["end_rule"],
+        "protocol": cell.folder.parent.name,
+        **{f"rollout.{key}": value for key, value in content["decoding"].items()},
+    }
+    tracker = Tracker(config.tracking, cell.folder)
+    tags = {"kind": "eval", "results": str(results), "seed": str(config.seed)}
+    name = f"eval-{cell.folder.parent.name}-{cell.progress.checkpoint}"
+    tracker.start(name, params, tags, -1)
+    tracker.log(0, metrics(cell.progress.summary or {}))
+    tracker.log_files([cell.folder / "cell.json", results / "results.md"])
+    tracker.finish("FINISHED")
+
+
+def show(results: Path, group: "Group") -> None:
+    """The command's own cells on the terminal, and where the rest is."""
+    from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    names = [cell.checkpoint for cell in group.cells]
+    short = dict(zip(names, short_names(names), strict=True))
+    head = header(group.protocol["samples"], every_k=False)
+    lines = [line(short[c.checkpoint], c.summary or {}, every_k=False) for c in group.cells]
+    print_table(console, f"{title(group.protocol)}; 95 % intervals", head, lines)
+    if pairs := compared(group):
+        words = "problem by problem; gained: only the checkpoint solves it; p: McNemar's exact test"
+        print_table(console, words, PAIR, [pair_line(pair, short) for pair in pairs])
+    log.info("table: %s", results / "results.md")
+    log.info("every completion: %s", results / "cells")
+    if (results / "traces").exists():
+        log.info("trace pages: %s", results / "traces")
+
+
+def print_table(console: Console, title: str, head: list[str], lines: list[list[str]]) -> None:
+    shown = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in head:
+        long = name in ("against", "checkpoint")
+        shown.add_column(name, overflow="fold", min_width=12 if long else len(name))
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
+
+
+def start(config: EvalRunConfig) -> None:
+    """Choose where the results go, which the jobs of a sweep share, and run."""
+    if config.results is None and HydraConfig.get().mode == RunMode.MULTIRUN:
+        config.results = HydraConfig.get().sweep.dir
+    in_ranks("eval", run)(config)
 
 
 if __name__ == "__main__":
-    run_command("eval", in_ranks("eval", run))
+    run_command("eval", start)

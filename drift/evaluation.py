@@ -1,13 +1,13 @@
-"""Greedy accuracy of a policy on a set of problems."""
+"""Completions of a set of problems, graded: along a run, and for `python -m drift.eval`."""
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from drift import rng
-from drift.config import BaseConfig, RolloutConfig, Split
+from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
 from drift.decoding import decode
 from drift.engine import Engine
 from drift.policy.base import Policy
@@ -15,7 +15,7 @@ from drift.prompts import encode_all
 from drift.rollout import texts_of
 from drift.stats import Accuracy
 from drift.tasks import Task
-from drift.types import Example, Score
+from drift.types import Example, PromptBatch, Rollout
 
 log = logging.getLogger("drift")
 
@@ -28,6 +28,42 @@ class Problems:
     examples: list[Example]
     ids: list[list[int]]
 
+    def part(self, first: int, last: int) -> "Problems":
+        """The problems first..last-1."""
+        examples, ids = self.examples[first:last], self.ids[first:last]
+        return Problems(split=self.split, examples=examples, ids=ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    r"""One graded completion, as it is saved.
+
+    Completion(key="countdown:3,5,9:7", prompt="3 9 5=7", sample=0, completion="\\boxed{3+9-5}",
+               answer="3+9-5", correct=True, verdict="pass", nfe=6, length=14, tokens=16,
+               finished=True)
+    """
+
+    key: str  # of the problem
+    prompt: str
+    sample: int  # 0 .. samples - 1 of the problem
+    completion: str
+    answer: str | None
+    correct: bool
+    verdict: str
+    nfe: int  # network evaluations
+    length: int  # tokens up to and with the first stop token
+    tokens: int  # committed, also behind the stop token
+    finished: bool  # a stop token was committed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completions:
+    """What `complete` made: Completions(rows=[...], rollout=Rollout(...), decode_s=1.2)."""
+
+    rows: list[Completion]  # of all ranks, the samples of a problem adjacent
+    rollout: Rollout  # this rank's rows, group size 1
+    decode_s: float  # of the slowest rank
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
@@ -38,9 +74,95 @@ class EvalResult:
     nfe_mean: float
     truncated_frac: float
     seconds: float
-    examples: list[Example]
-    texts: list[str]
-    scores: list[Score]
+    completions: list[Completion]
+
+    def record(self, step: int) -> dict[str, object]:
+        """As JSON, of the policy after so many training steps."""
+        return {
+            **self.accuracy.as_dict(),
+            "split": self.split,
+            "step": step,
+            "nfe_mean": self.nfe_mean,
+            "truncated_frac": self.truncated_frac,
+            "seconds": self.seconds,
+            "completions": [asdict(row) for row in self.completions],
+        }
+
+
+def complete(
+    engine: Engine,
+    policy: Policy,
+    task: Task,
+    problems: Problems,
+    rollout: RolloutConfig,
+    *,
+    key: int,
+    samples: int = 1,
+    first_row: int = 0,
+) -> Completions:
+    """Complete every problem `samples` times and grade; each rank does its share of the rows.
+
+    Args:
+        engine, policy, task: what completes and grades.
+        problems: at least one.
+        rollout: decoding settings; temperature 0 is greedy.
+        key: of the random numbers, the same on every rank.
+        samples: completions of a problem.
+        first_row: number of the first row in the random numbers: a part of a set of problems gets
+            the completions that it has in the whole.
+    """
+    total = len(problems.ids) * samples
+    first, last = (total * r // engine.num_ranks for r in (engine.rank, engine.rank + 1))
+    prompts = PromptBatch(
+        examples=[problems.examples[row // samples] for row in range(first, last)],
+        ids=[problems.ids[row // samples] for row in range(first, last)],
+        first_prompt=first_row + first,
+    )
+    rows_B = torch.arange(first_row + first, first_row + last)
+    started = time.perf_counter()
+    with engine.autocast():
+        trace = decode(policy, prompts.ids, rows_B, rollout, key)
+    engine.synchronize()
+    decode_s = engine.max(time.perf_counter() - started)
+    texts, started = texts_of(policy, trace), time.perf_counter()
+    own = Rollout(
+        prompts=prompts,
+        group_size=1,
+        rows_B=rows_B.to(policy.device),
+        trace=trace,
+        texts=texts,
+        scores=task.score_all(prompts.examples, texts),
+        temperature=rollout.temperature,
+        policy_version=0,
+        reward_s=time.perf_counter() - started,
+    )
+    return Completions(
+        rows=engine.gather(completions_of(own, samples)), rollout=own, decode_s=decode_s
+    )
+
+
+def completions_of(rollout: Rollout, samples: int) -> list[Completion]:
+    """The rows of a rollout of group size 1 as they are saved."""
+    trace = rollout.trace
+    columns = zip(
+        rollout.rows_B.tolist(),
+        rollout.prompts.examples,
+        rollout.texts,
+        rollout.scores,
+        trace.nfe_B.tolist(),
+        trace.length_B.tolist(),
+        trace.committed_BC.sum(1).tolist(),
+        trace.finished_B.tolist(),
+        strict=True,
+    )
+    return [
+        Completion(
+            key=example.key, prompt=example.prompt, sample=row % samples, completion=text,
+            answer=score.answer, correct=score.correct, verdict=score.verdict, nfe=nfe,
+            length=length, tokens=tokens, finished=finished,
+        )
+        for row, example, text, score, nfe, length, tokens, finished in columns
+    ]  # fmt: skip
 
 
 def evaluate(
@@ -51,36 +173,22 @@ def evaluate(
     Each rank completes its share; all return the whole result.
     """
     started = time.perf_counter()
-    total = len(problems.ids)
-    first, last = (total * r // engine.num_ranks for r in (engine.rank, engine.rank + 1))
-    rows = torch.arange(first, last)
-    with engine.autocast():
-        trace = decode(policy, problems.ids[first:last], rows, rollout, rng.stream(0, "eval"))
-    texts = texts_of(policy, trace)
-    local = zip(
-        texts,
-        task.score_all(problems.examples[first:last], texts),
-        trace.nfe_B.tolist(),
-        trace.finished_B.tolist(),
-        strict=True,
-    )
-    texts, scores, nfe, finished = (
-        list(column) for column in zip(*engine.gather(list(local)), strict=True)
-    )
+    rows = complete(engine, policy, task, problems, rollout, key=rng.stream(0, "eval")).rows
     return EvalResult(
         split=problems.split,
-        accuracy=Accuracy(correct=sum(s.correct for s in scores), n=total),
-        nfe_mean=sum(nfe) / total,
-        truncated_frac=1 - sum(finished) / total,
+        accuracy=Accuracy(correct=sum(row.correct for row in rows), n=len(rows)),
+        nfe_mean=sum(row.nfe for row in rows) / len(rows),
+        truncated_frac=sum(not row.finished for row in rows) / len(rows),
         seconds=time.perf_counter() - started,
-        examples=problems.examples,
-        texts=texts,
-        scores=scores,
+        completions=rows,
     )
 
 
 def load_problems(
-    policy: Policy, examples: list[Example], split: Split, config: BaseConfig
+    policy: Policy,
+    examples: list[Example],
+    split: Split,
+    config: RunConfig | SFTConfig | EvalRunConfig,
 ) -> Problems:
     """Encode the problems of a split that fit; of those to evaluate on, `eval.max_examples`."""
     limit = None if split == Split.train else config.eval.max_examples

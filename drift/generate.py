@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LITERAL = ("prompt", "input", "trace")  # settings whose value is taken as it was typed
 HOW = 'set prompt="..." or input=FILE, or pipe prompts in, one a line'
 FRAME_S = 1 / 15  # shortest time between two frames
-NUM_ALTERNATIVES = 6  # words of each token on the trace page
 # lower end of a token's probability -> its style; told apart by every kind of colour vision
 STYLES = {0.9: "", 0.6: "cyan", 0.3: "yellow", 0.0: "bold magenta"}
 
@@ -166,7 +165,7 @@ def run(config: GenerateConfig) -> None:
     from drift.engine import Engine
     from drift.generation import complete
     from drift.policy.loading import load_model, policy_folder
-    from drift.viewer import trace_rows, write_trace
+    from drift.viewer import NUM_ALTERNATIVES, trace_rows, write_trace
 
     engine = Engine(config.cluster, config.model.dtype)
     path = policy_folder(config.model.path)

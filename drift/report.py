@@ -18,6 +18,7 @@ from drift.files import write_json
 from drift.policy.loading import read_json
 from drift.tracking import Tracker
 from drift.types import Advantages, Rollout
+from drift.viewer import TraceRow, write_trace
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
 LEARNED = 3  # problems shown at the end
@@ -173,11 +174,20 @@ class Report:
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
+    def trace(self, step: int, rows: list[TraceRow]) -> None:
+        """traces/step_*.html: some completions of a step, and what was trained on of them."""
+        path = self.folder / "traces" / f"step_{step:06d}.html"
+        title = f"{self.config.model.name} on {self.config.task.name}, step {step}"
+        with survives_a_full_disk(path):
+            path.parent.mkdir(exist_ok=True)
+            write_trace(path, rows, title=f"{title}, masking {self.config.masking.strategy}")
+            self.tracker.log_files([path])
+
     def evaluation(self, name: str, result: EvalResult, step: int) -> None:
         if self.engine.is_main:
             path = self.folder / "evals" / f"{name}.json"
             with survives_a_full_disk(path):
-                write_json(path, eval_record(result, step))
+                write_json(path, result.record(step))
             if name == "first":
                 log.info("%s accuracy on the %s split: %s", name, result.split, result.accuracy)
 
@@ -244,27 +254,3 @@ class Report:
         log.info("run folder: %s", self.folder)
         if self.tracker.store is not None:
             log.info("compare: %s", self.tracker.store.where)
-
-
-def eval_record(result: EvalResult, step: int) -> dict[str, Any]:
-    """An evaluation as JSON, every completion with its grade."""
-    return {
-        **result.accuracy.as_dict(),
-        "split": result.split,
-        "step": step,
-        "nfe_mean": result.nfe_mean,
-        "truncated_frac": result.truncated_frac,
-        "seconds": result.seconds,
-        "completions": [
-            {
-                "key": example.key,
-                "prompt": example.prompt,
-                "completion": text,
-                "correct": score.correct,
-                "verdict": score.verdict,
-            }
-            for example, text, score in zip(
-                result.examples, result.texts, result.scores, strict=True
-            )
-        ],
-    }

@@ -19,6 +19,8 @@ def texts_of(policy: Policy, trace: Trace) -> list[str]:
     lengths = trace.length_B.tolist()
     canvases = trace.canvas_BC.tolist()
     ids = [canvas[:length] for canvas, length in zip(canvases, lengths, strict=True)]
+    if not ids:  # of no rows the tokenizer makes one text
+        return []
     return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 

@@ -1,10 +1,11 @@
 """Intervals for the numbers that are reported."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import comb, sqrt
 from statistics import mean, stdev
 
 Z95 = 1.959963984540054
+DRAWS_AT_ONCE = 1_000_000  # numbers of a bootstrap held in memory together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +102,69 @@ def mean_height(xs: list[float], ys: list[float], end: float) -> float:
             x1, y1 = end, y0 + (y1 - y0) * (end - x0) / (x1 - x0)
         area += (x1 - x0) * (y0 + y1) / 2
     return area / (end - xs[0])
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that one or more of k completions, drawn from n without putting back, are right.
+
+    1 - C(n - correct, k) / C(n, k): unbiased for the chance that k independent completions hold a
+    right one (Chen et al., arXiv 2107.03374, eq. 1).
+
+    Args:
+        n: completions of the problem.
+        correct: of them, the right ones, 0..n.
+        k: 1..n.
+
+    Raises:
+        ValueError: k is not within 1..n, or correct not within 0..n.
+    """
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(f"pass@{k} of {correct} right completions among {n} is not defined")
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (Psychometrika 1947).
+
+    If two checkpoints are equally good, a problem that only one of them solves is as likely the
+    first's as the second's: the counts are then those of a fair coin.
+
+    Args:
+        only_first: problems that the first solves and the second does not.
+        only_second: the other way round.
+    """
+    tosses = only_first + only_second
+    tail = sum(comb(tosses, heads) for heads in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**tosses)
+
+
+def bootstrap(values: list[float], *, resamples: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean: percentiles over resampled problems (Efron 1979).
+
+    For differences of two checkpoints give the differences problem by problem: then what makes a
+    problem hard for both does not count.
+
+    Args:
+        values: one for each problem, at least one.
+        resamples: how often as many problems are drawn with replacement.
+        seed: of the draws; the same values give the same interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    import torch
+
+    from drift import rng
+
+    if not values:
+        raise ValueError("an interval needs at least one value")
+    values_N = torch.tensor(values, dtype=torch.float64)
+    size, columns_N = len(values), torch.arange(len(values))
+    key = rng.stream(seed, "bootstrap", size)
+    rows = max(1, DRAWS_AT_ONCE // size)
+    means = [
+        values_N[(rng.uniform(key, draw_R[:, None], columns_N) * size).long()].mean(1)
+        for draw_R in torch.arange(resamples).split(rows)
+    ]
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(low), float(high)

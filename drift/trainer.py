@@ -26,7 +26,8 @@ from drift.preemption import Notice
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
-from drift.types import PromptBatch, Rollout, StepReport
+from drift.traces import training_rows
+from drift.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.update import update
 
 log = logging.getLogger("drift")
@@ -98,6 +99,8 @@ class Trainer:
             gap = sampler_gap(self.engine, self.policy, rollout, config, key)
             key = rng.stream(config.seed, "masking", step)
             views = build_views(rollout.trace, rollout.rows_B, config.masking, key)
+        self.trace(rollout, advantages, views)
+        with self.phase("update"):
             report = update(
                 self.engine, self.policy, self.reference, rollout, advantages, views, config
             )
@@ -131,6 +134,17 @@ class Trainer:
             order = rng.permutation(key, len(everyone))
             rewards = [everyone[order[row]] for row in rollout.rows_B.tolist()]
         return torch.tensor(rewards, device=self.engine.device)
+
+    def trace(self, rollout: Rollout, advantages: Advantages, views: MaskedViews) -> None:
+        """The trace page of this step, if one is due; before the update, by the first rank."""
+        settings, step = self.config.traces, self.progress.step + 1
+        if not settings.every or (step % settings.every and step != 1):
+            return
+        with self.phase("eval"), self.engine.autocast():
+            if self.engine.is_main:
+                rows = training_rows(self.sampler, rollout, advantages, views, settings.rows)
+                self.report.trace(step, rows)
+            self.sampler.settle()
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ from drift.config import (
     ClusterConfig,
     Confidence,
     CountdownConfig,
+    EvalRunConfig,
     LabConfig,
     RemaskingRule,
     RolloutConfig,
@@ -63,6 +64,9 @@ POSITIVE = (
     "cluster.memory_gb",
     "cluster.time_limit_min",
     "eval.max_examples",
+    "eval.samples",
+    "eval.chunk_size",
+    "traces.rows",
     "checkpoint.keep",
     "num_steps",
     "toys",
@@ -85,9 +89,11 @@ NOT_NEGATIVE = (
     "task.reward.length_penalty",
     "masking.temperature",
     "eval.every",
+    "eval.trace_problems",
     "checkpoint.every",
     "lag",
     "toy.fit_steps",
+    "traces.every",
 )
 FINITE = (
     "rollout.position_temperature",
@@ -153,6 +159,8 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield from masking_problems(config)
         yield from objective_problems(config)
         yield from _ranks(config)
+    if isinstance(config, EvalRunConfig):
+        yield from _samples(config)
     if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
         yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
@@ -280,6 +288,14 @@ def _cluster(cluster: ClusterConfig) -> Iterator[str]:
         value = setting(cluster, key)
         if value and (stage is not None and stage < least):
             yield f"cluster.{key}={value} needs cluster.zero_stage={least} or more, not {stage}"
+
+
+def _samples(config: EvalRunConfig) -> Iterator[str]:
+    if config.eval.samples > 1 and config.rollout.temperature == 0:
+        yield (
+            f"eval.samples={config.eval.samples} at rollout.temperature=0 are one completion "
+            "again and again; set rollout.temperature above 0, for example 1, or eval.samples=1"
+        )
 
 
 def _ranks(config: RunConfig) -> Iterator[str]:

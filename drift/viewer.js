@@ -5,6 +5,7 @@ const at = (id) => document.getElementById(id);
 const CLASSES = [0.1, 0.3, 0.5, 0.7, 0.9]; // lower ends of the shades p1 .. p5
 const PLAY_MS = 8000; // a whole play; a step takes between 40 and 400 ms
 const NONE = "none";
+const DIFFER = "differ"; // a grade of its own: another source's completion has another one
 
 const state = {
   row: 0, step: 0, // what was committed at this step or before is shown; -1 = nothing yet
@@ -51,7 +52,7 @@ const listed = () =>
   rows.map((_, i) => i).filter((i) => {
     const row = rows[i];
     return (!state.source || row.source === state.source)
-      && (!state.grade || row.label === state.grade)
+      && (!state.grade || (state.grade === DIFFER ? differs(i) : row.label === state.grade))
       && row.prompt.toLowerCase().includes(state.query.toLowerCase());
   });
 
@@ -108,6 +109,11 @@ function counterpart(i) {
   const other = sources.find((s) => s !== rows[i].source && same.some((j) => rows[j].source === s));
   const theirs = same.filter((j) => rows[j].source === other);
   return other === undefined ? NONE : theirs[Math.min(place, theirs.length - 1)];
+}
+
+function differs(i) {
+  const other = counterpart(i);
+  return other !== NONE && rows[other].label !== rows[i].label;
 }
 
 function chooseRow(i, focus = false) {
@@ -385,7 +391,7 @@ at("source-field").hidden = sources.length < 2;
 at("source").append(make("option", { value: "", textContent: "all" }),
   ...sources.filter(Boolean).map((s) => make("option", { value: s, textContent: s })));
 at("filter").hidden = !grades.length;
-for (const grade of ["", ...grades]) {
+for (const grade of ["", ...grades, ...(sources.length > 1 ? [DIFFER] : [])]) {
   const button = make("button", { type: "button", textContent: grade || "all" });
   button.dataset.grade = grade;
   button.addEventListener("click", () => { state.grade = grade; drawList(); });

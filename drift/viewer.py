@@ -8,7 +8,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from drift.policy.base import Policy
 from drift.types import Advantages, MaskedViews, Rollout
 
 HERE = Path(__file__).parent
+NUM_ALTERNATIVES = 6  # words of each token on a page
 DIGITS = 5  # of the page's log-probs, probabilities and entropies, behind the point
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}  # nothing in the JSON can end its element
 
@@ -91,6 +92,7 @@ def write_trace(path: Path, rows: list[TraceRow], *, title: str) -> None:
 
     Raises:
         ValueError: no rows.
+        OSError: the page cannot be written; nothing of it is left.
     """
     if not rows:
         raise ValueError("a trace page needs at least one row")
@@ -108,8 +110,12 @@ def write_trace(path: Path, rows: list[TraceRow], *, title: str) -> None:
     template = (HERE / "viewer.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
     beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
-    beside.replace(path)
+    try:
+        beside.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
+        beside.replace(path)
+    except OSError:  # a full disk: leave nothing of it
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def packed(row: TraceRow) -> dict[str, object]:
@@ -156,9 +162,9 @@ def trace_rows(
         rollout: graded or not.
         source: shown with the rows, for example the name of a checkpoint.
         advantages: of the rows.
-        views: of the training's masking; `scored_KBC` is shown as it is, without candidates.
+        views: of the training's masking; `scored_KBC` is shown as it is (see traces.py).
         num_alternatives: words kept for each token; 0 = neither words nor entropies. More replays
-            the denoising, one network evaluation per step.
+            the denoising, each state of each row once.
     """
     trace, words = rollout.trace, Decoder(policy)
     entropy_BC = alternatives = None
@@ -237,19 +243,28 @@ def replay(
     entropy_BC = torch.zeros(step_BC.shape)
     probs_BCA = torch.zeros(*step_BC.shape, num_words)
     words_BCA = torch.zeros(*step_BC.shape, num_words, dtype=torch.int64)
-    for step in range(int(step_BC.max()) + 1):
-        for b_M in (step_BC == step).any(1).nonzero()[:, 0].split(rows_per_forward):
-            hidden_MC = (step_BC[b_M] >= step) | (step_BC[b_M] < 0)
-            seen_MC = rollout.trace.canvas_BC[b_M].masked_fill(hidden_MC, policy.special.mask)
-            ids_MS = ids_BS[b_M].scatter(1, position_BC[b_M], seen_MC)
-            lengths_M = prompt_length_B[b_M] + len(columns_C)
-            hidden_MCD = policy.hidden_at(ids_MS, lengths_M, position_BC[b_M])
-            m_N, c_N = (step_BC[b_M] == step).nonzero(as_tuple=True)
-            place = (b_M[m_N].cpu(), c_N.cpu())
-            found = describe(policy, hidden_MCD[m_N, c_N], rollout.temperature or 1.0, num_words)
-            for whole, part in zip((entropy_BC, probs_BCA, words_BCA), found, strict=True):
-                whole[place] = part.cpu()
+    for b_M, step_M in states(step_BC, rows_per_forward):
+        hidden_MC = (step_BC[b_M] >= step_M[:, None]) | (step_BC[b_M] < 0)
+        seen_MC = rollout.trace.canvas_BC[b_M].masked_fill(hidden_MC, policy.special.mask)
+        ids_MS = ids_BS[b_M].scatter(1, position_BC[b_M], seen_MC)
+        lengths_M = prompt_length_B[b_M] + len(columns_C)
+        hidden_MCD = policy.hidden_at(ids_MS, lengths_M, position_BC[b_M])
+        m_N, c_N = (step_BC[b_M] == step_M[:, None]).nonzero(as_tuple=True)
+        place = (b_M[m_N].cpu(), c_N.cpu())
+        found = describe(policy, hidden_MCD[m_N, c_N], rollout.temperature or 1.0, num_words)
+        for whole, part in zip((entropy_BC, probs_BCA, words_BCA), found, strict=True):
+            whole[place] = part.cpu()
     return entropy_BC, probs_BCA, words_BCA
+
+
+def states(step_BC: Tensor, rows_per_forward: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows [M] and steps [M] at which they committed something, M at most rows_per_forward."""
+    pairs = [
+        (b, step) for b, row in enumerate(step_BC.tolist()) for step in sorted(set(row) - {-1})
+    ]
+    for first in range(0, len(pairs), rows_per_forward):
+        part = torch.tensor(pairs[first : first + rows_per_forward], device=step_BC.device)
+        yield part[:, 0], part[:, 1]
 
 
 def describe(

@@ -12,6 +12,7 @@ from drift.config import (
     GROUPS,
     CheckpointConfig,
     EvalConfig,
+    GridConfig,
     LabConfig,
     RewardConfig,
     RunConfig,
@@ -19,6 +20,7 @@ from drift.config import (
     SFTConfig,
     SFTDataConfig,
     ToyConfig,
+    TracePagesConfig,
     register,
 )
 from drift.errors import ConfigError
@@ -138,6 +140,8 @@ def test_every_checked_setting_is_a_setting() -> None:
         known |= {f"{group}.{field.name}" for s in schemas.values() for field in fields(s)}
     for group, schema in (
         ("eval", EvalConfig),
+        ("eval", GridConfig),
+        ("traces", TracePagesConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
         ("toy", ToyConfig),

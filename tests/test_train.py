@@ -148,23 +148,6 @@ def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
     check(folder / "step_000004")
 
 
-def test_evaluation_compares_checkpoints(run: Run, tmp_path: Path) -> None:
-    run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
-    done = run(
-        "eval",
-        "checkpoints=[data/tiny-countdown,run/checkpoints/step_000002]",
-        "task=countdown",
-        "eval.max_examples=20",
-        "hydra.run.dir=evaluated",
-    )
-    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
-    assert set(results) == {"data/tiny-countdown", "run/checkpoints/step_000002"}
-    for result in results.values():
-        assert result["n"] == len(result["completions"]) == 20
-        assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
-    assert "95 % interval" in done.stdout
-
-
 @pytest.mark.slow
 def test_shuffled_rewards_are_the_same_rewards(run: Run, tmp_path: Path) -> None:
     for control in ("none", "shuffle"):

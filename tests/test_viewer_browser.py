@@ -2,8 +2,6 @@
 
 import math
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,47 +13,9 @@ from drift.viewer import TraceRow, View, write_trace
 from tests.test_viewer import NASTY
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser: "Browser") -> Iterator["Page"]:
-    """A wide window; a test fails if its page says anything on the console or asks for more."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    yield page
-    context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 def open_rows(page: "Page", path: Path, rows: list[TraceRow], title: str = "Traces") -> None:
@@ -254,6 +214,22 @@ def test_two_sources_stand_side_by_side(page: "Page", tmp_path: Path) -> None:
     assert words(page, ".row .number") == ["5", "6", "7", "8"]
 
 
+def test_prompts_on_which_two_sources_differ_can_be_picked(page: "Page", tmp_path: Path) -> None:
+    labels = {"before": ("correct", "wrong"), "after": ("correct", "correct")}
+    rows = [
+        replace(FOUR, prompt=f"problem {i}", source=source, label=label)
+        for source, pair in labels.items()
+        for i, label in enumerate(pair)
+    ]
+    open_rows(page, tmp_path, rows)
+    page.locator("#filter button", has_text="differ").click()
+    assert words(page, ".row .said") == ["problem 1"]
+    page.keyboard.press("ArrowDown")
+    assert words(page, ".pane .mark") == ["wrong", "correct"]
+    page.select_option("#source", "after")
+    assert words(page, ".row .number") == ["4"]
+
+
 def test_markup_in_texts_stays_text(page: "Page", tmp_path: Path) -> None:
     size = len(NASTY) - 1  # without the lone surrogate, which no browser can show
     tokens = NASTY[:size]
@@ -298,7 +274,7 @@ def test_colours_follow_the_system_and_the_button(page: "Page", tmp_path: Path) 
 def test_tab_visits_each_control_once(page: "Page", tmp_path: Path) -> None:
     open_rows(page, tmp_path, [replace(FOUR, source=s, prompt="p") for s in ("a", "b") * 20])
     visited = []
-    for _ in range(12):
+    for _ in range(13):
         page.keyboard.press("Tab")
         visited.append(
             page.evaluate(
@@ -307,8 +283,8 @@ def test_tab_visits_each_control_once(page: "Page", tmp_path: Path) -> None:
         )
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     assert visited == [
-        "theme", "search", "source", "all", "correct", "row", "play", "step", "shade", "compare",
-        "token", "token",
+        "theme", "search", "source", "all", "correct", "differ", "row", "play", "step", "shade",
+        "compare", "token", "token",
     ]  # fmt: skip
     assert page.locator("#detail .text").count() == 1  # the focus chose the token
 

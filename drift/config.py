@@ -15,7 +15,7 @@ from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
 from drift.eval_config import (
     EvalConfig as EvalConfig,
     GridConfig as GridConfig,
-    TraceConfig as TraceConfig,
+    TracePagesConfig as TracePagesConfig,
 )
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
@@ -283,7 +283,7 @@ class RunConfig(BaseConfig):
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    traces: TraceConfig = field(default_factory=TraceConfig)
+    traces: TracePagesConfig = field(default_factory=TracePagesConfig)
     num_steps: int = 80
     resume: str = "auto"  # auto | never | a checkpoint's folder
 

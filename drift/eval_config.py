@@ -22,7 +22,7 @@ class GridConfig:
 
 
 @dataclass
-class TraceConfig:
+class TracePagesConfig:
     """Pages that show what a step sampled and what it was trained on: traces/step_*.html."""
 
     every: int = 20  # steps between pages, the first step has one; 0 = no pages

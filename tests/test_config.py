@@ -18,7 +18,7 @@ from drift.config import (
     SequentialConfig,
     SFTConfig,
     SFTDataConfig,
-    TraceConfig,
+    TracePagesConfig,
     register,
 )
 from drift.errors import ConfigError
@@ -140,7 +140,7 @@ def test_every_checked_setting_is_a_setting() -> None:
     for group, schema in (
         ("eval", EvalConfig),
         ("eval", GridConfig),
-        ("traces", TraceConfig),
+        ("traces", TracePagesConfig),
         ("checkpoint", CheckpointConfig),
         ("sft", SFTDataConfig),
         ("task.reward", RewardConfig),

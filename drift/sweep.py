@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.conf import HydraConf
 
 from drift import ranks
-from drift.config import MlflowConfig, RunConfig
+from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.errors import ConfigError, PreemptedError
 from drift.files import write_json
 from drift.preemption import RequeuedExit
@@ -129,7 +129,8 @@ def make_stores(configs: list[Any]) -> None:
     wanted = {
         (config.tracking.uri, config.tracking.experiment): config.tracking
         for config in configs
-        if isinstance(config, RunConfig) and isinstance(config.tracking, MlflowConfig)
+        if isinstance(config, RunConfig | EvalRunConfig)
+        and isinstance(config.tracking, MlflowConfig)
     }
     for tracking in wanted.values():
         try:

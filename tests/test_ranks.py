@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run, read_lines
+from tests.test_own_task import TINY, block
 
 # thresholds 0: else a small model stays gathered, and a missing gather is not noticed
 STRICT = f"cluster.deepspeed={ROOT / 'tests' / 'strict_zero.json'}"
@@ -274,6 +276,23 @@ def test_a_rank_that_stands_still_ends_the_run_with_all_stacks(tmp_path: Path) -
     assert "cluster.timeout_s) in step " in err
     assert "most recent call first" in err
     assert not stopped.is_running()
+
+
+@pytest.mark.slow
+def test_a_grader_that_hangs_on_one_rank_is_found_in_its_stack(tmp_path: Path) -> None:
+    hang = '        time.sleep(600 * (os.environ["RANK"] == "1"))\n'
+    code = block("python").replace(
+        "        answer = last_boxed", hang + "        answer = last_boxed"
+    )
+    (tmp_path / "ones.py").write_text("import os\nimport time\n" + code)
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
+    command = [sys.executable, "-m", "drift.train", "--config-dir", "conf", "task=ones", TINY, *SMALL,
+               *TWO, "cluster.timeout_s=15", "num_steps=1", "hydra.run.dir=run"]  # fmt: skip
+    _, err = started(command, tmp_path).communicate(timeout=120)
+    for rank in (0, 1):
+        assert re.search(rf"^drift: rank {rank}: .* step 1, phase eval; its stacks:$", err, re.M)
+    assert re.search(r'File ".*/ones.py", line \d+ in score', err)
 
 
 def test_prompts_that_the_ranks_cannot_share_are_refused(run: Run) -> None:

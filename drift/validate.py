@@ -15,6 +15,7 @@ from drift.config import (
     LabConfig,
     RemaskingRule,
     RolloutConfig,
+    RolloutWeights,
     RunConfig,
     SandboxConfig,
     ScoreConfig,
@@ -302,6 +303,11 @@ def _ranks(config: RunConfig) -> Iterator[str]:
     """What can be said before the processes are there."""
     cluster, prompts = config.cluster, config.rollout.prompts_per_step
     ranks = (cluster.num_processes or 1) * cluster.num_machines
+    weights, stage = config.rollout.weights, cluster.zero_stage
+    if weights == RolloutWeights.shared and stage == 3:
+        yield "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
+    if weights == RolloutWeights.gather and stage not in (3, None):
+        yield f"rollout.weights=gather is for cluster.zero_stage=3, not {stage}; use shared"
     if cluster.num_processes and prompts % ranks:
         yield (
             f"rollout.prompts_per_step={prompts} cannot be shared by {ranks} ranks alike; "

@@ -65,8 +65,10 @@ def read(path: str) -> dict[str, Any]:
     """A DeepSpeed JSON file of the user's."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cluster.deepspeed={path} does not load: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cluster.deepspeed={path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"cluster.deepspeed={path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"cluster.deepspeed={path} is not a JSON object")
     for key in ("optimizer", "scheduler"):

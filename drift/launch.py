@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from drift import ranks
 from drift.cluster_config import ClusterConfig
 from drift.errors import DriftError, PreemptedError, RankError
-from drift.preemption import SIGNALS
+from drift.preemption import Notice
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead
 log = logging.getLogger("drift")
@@ -36,9 +37,12 @@ def num_processes(cluster: ClusterConfig) -> int:
 
 
 def is_needed(cluster: ClusterConfig) -> bool:
-    """Whether this process has to start the ranks, or is one that something else started."""
-    alone = ranks.find() is ranks.ALONE
-    return alone and (cluster.num_machines > 1 or num_processes(cluster) > 1)
+    """Whether this process has to start the ranks, or is one that something else started.
+
+    One process of ZeRO is started too: DeepSpeed leaves what the next job of a sweep would meet.
+    """
+    several = cluster.num_machines > 1 or bool(cluster.zero_stage) or num_processes(cluster) > 1
+    return ranks.find() is ranks.ALONE and several
 
 
 def in_ranks(command: str, run: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -77,31 +81,36 @@ def start(command: str, config: Any) -> None:
         words.append(reader)
     for process in processes:
         process.start()
-    with forwarded_signals(processes):
+    with Forwarder(processes) as notice:
         dead = first_dead(processes)
-    if dead is not None:
+        if dead is None:
+            return
         end(processes)
-        raise explain(first + dead, processes[dead].exitcode, last_words(words[dead]))
+        error = explain(first + dead, processes[dead].exitcode, last_words(words[dead]))
+        if isinstance(error, PreemptedError) and notice.signum:
+            notice.obey(notice.signum, 0, f"go on with hydra.run.dir={config.output_dir}")
+        raise error
 
 
-@contextmanager
-def forwarded_signals(processes: list[BaseProcess]) -> Iterator[None]:
-    """Hand the signals that announce the end on to the ranks, which save and leave."""
+class Forwarder(Notice):
+    """Hands the signals that announce the end on to the ranks, which save and leave."""
 
-    def forward(signum: int, _: object) -> None:
-        for process in processes:
+    def __init__(self, processes: list[BaseProcess]):
+        super().__init__()
+        self.processes = processes
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGTERM and callable(self.before[signum]):
+            return  # submitit's handler, which ignores it
+        super().note(signum, frame)
+        for process in self.processes:
             with suppress(ProcessLookupError):
                 os.kill(process.pid or 0, signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in SIGNALS}
-    try:
-        yield
-    except BaseException:  # ctrl-c
-        end(processes)
-        raise
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:  # also ctrl-c
+            end(self.processes)
+        super().__exit__(*exception)
 
 
 def first_dead(processes: list[BaseProcess]) -> int | None:

@@ -152,14 +152,14 @@ def run(config: RunConfig) -> None:
         if trainer.finished:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
-            return
-        engine.watchdog.start()
-        if engine.num_ranks > 1:
-            log.info("%s", place_line(config, engine))
-        if engine.is_main:
-            start(config, trainer, overlap, resumed)
-        engine.barrier()
-        follow(trainer)
+        else:
+            engine.watchdog.start()
+            if engine.num_ranks > 1:
+                log.info("%s", place_line(config, engine))
+            if engine.is_main:
+                start(config, trainer, overlap, resumed)
+            engine.barrier()
+            follow(trainer)
     engine.close()
 
 
@@ -169,7 +169,7 @@ def digest(value: object) -> str:
 
 
 def place_line(config: RunConfig, engine: "Engine") -> str:
-    """`8 ranks (torchrun), ZeRO-3: each completes 4 of 32 prompts, 8 times`"""
+    """`8 ranks (started by torchrun), ZeRO-3: each completes 4 of 32 prompts, 8 times`"""
     prompts, size = config.rollout.prompts_per_step, config.rollout.group_size
     kind = f"ZeRO-{engine.stage}" if engine.stage else "whole weights on each"
     return (

@@ -24,7 +24,7 @@ SMALL = (
     "checkpoint.every=1",
 )
 NUM_KILLS, NUM_STEPS = 20, 12
-PER_RUN = ("time/", "mem/", "rollout/tokens_per_s")
+PER_RUN = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

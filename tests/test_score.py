@@ -226,4 +226,4 @@ def test_mistakes_are_one_line(
 
 def test_help_and_composed_config_are_printed(run: Run) -> None:
     assert "input: ???" in run("score", "--cfg", "job").stdout
-    assert "task: " in run("score", "--help").stdout
+    assert "\n  task\n" in run("score", "--help").stdout

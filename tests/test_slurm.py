@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from drift.sweep import refresh
 from tests.conftest import ROOT, read_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -231,7 +232,9 @@ def test_elements_that_fail_do_not_hide_the_others(slurm: Slurm) -> None:
     assert [killed["JobState"], finished["JobState"]] == ["CANCELLED", "COMPLETED"]
     assert f"job {killed['ArrayJobId']}_0 ended without a result (CANCELLED)" in output
     is_whole(slurm.runs()[1])
-    assert [folder.name for folder in slurm.runs()] == ["0", "1"]  # the others wrote nothing
+    jobs = refresh(slurm.runs()[0].parent)["jobs"]
+    assert [job["status"] for job in jobs[1:]] == ["finished", "failed", "failed"]
+    assert jobs[2]["error"].startswith("model.path=nowhere is not a folder")
 
 
 def restart_now(slurm: Slurm, restarts: int) -> None:

@@ -12,7 +12,6 @@ from drift.runs import from_experiment
 from drift.stores import comparison_address, open_experiment
 from tests.test_compare import make_run, store_runs
 from tests.test_tracking_server import Server
-from tests.test_viewer_browser import browser as browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

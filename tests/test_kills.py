@@ -23,7 +23,7 @@ SMALL = (
     "eval.every=4",
     "checkpoint.every=1",
 )
-NUM_KILLS, NUM_STEPS = 20, 12
+NUM_KILLS, NUM_WRITING, NUM_STEPS = 20, 3, 24
 PER_RUN = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
 
 
@@ -40,9 +40,11 @@ def is_writing(run: Path) -> bool:
     return any((run / "checkpoints").glob(".writing-*/*"))
 
 
-def kill_somewhere(process: subprocess.Popen[bytes], run: Path, luck: random.Random) -> str:
+def kill_somewhere(
+    process: subprocess.Popen[bytes], run: Path, luck: random.Random, writing: bool
+) -> str:
     """Kill while a checkpoint is written, or at a random moment; says which it was."""
-    if luck.random() < 0.5:
+    if writing:
         while process.poll() is None:
             if is_writing(run):
                 process.send_signal(signal.SIGKILL)
@@ -58,11 +60,13 @@ def kill_somewhere(process: subprocess.Popen[bytes], run: Path, luck: random.Ran
 def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
     luck, run = random.Random(3), tmp_path / "run"
     moments: list[str] = []
-    for _ in range(NUM_KILLS):
-        moments.append(kill_somewhere(start(tmp_path), run, luck))
+    # a checkpoint is written in 30 ms, which is often over before the signal comes
+    while len(moments) < NUM_KILLS or moments.count("writing") < NUM_WRITING:
+        writing = luck.random() < 0.5 or len(moments) >= NUM_KILLS
+        moments.append(kill_somewhere(start(tmp_path), run, luck, writing))
+        assert len(moments) < 2 * NUM_KILLS
         for path in (run / "checkpoints").glob("step_*"):
             check(path)  # whole, or not there
-    assert moments.count("writing") >= 3
     assert start(tmp_path).wait(timeout=300) == 0
 
     whole = tmp_path / "whole"

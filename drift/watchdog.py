@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 STUCK = "drift/stuck"  # the key by which one rank tells the others
-LAST_WORDS_S = 3.0  # for all ranks to write their stacks
+LAST_WORDS_S = 5.0  # for all ranks to write their stacks
 LOOK_EVERY_S = 1.0
 
 
@@ -24,9 +24,13 @@ class Watchdog:
         self.since = time.monotonic()
         self._parent = os.getppid()
         self._stopped = threading.Event()
+        self._store: dist.Store | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # a connection of its own: the main thread may hold the other one while it waits
+            self._store = dist.distributed_c10d._get_default_store().clone()
         self.since = time.monotonic()
         self._thread.start()
 
@@ -50,19 +54,16 @@ class Watchdog:
                 self._say("another rank is stuck; this one stands in")
 
     def _others_are_stuck(self) -> bool:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return False
-        try:
-            return dist.distributed_c10d._get_default_store().check([STUCK])
-        except Exception:  # the rank that holds the store is gone: its own words say why
-            return False
+        with suppress(Exception):  # the rank that holds the store is gone: its own words say why
+            return self._store is not None and self._store.check([STUCK])
+        return False
 
     def _say(self, words: str) -> None:
+        with suppress(Exception):  # as above
+            if self._store is not None:
+                self._store.set(STUCK, "1")
         print(f"drift: rank {self.rank}: {words} {self.place}; its stacks:", file=sys.stderr)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         sys.stderr.flush()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            with suppress(Exception):  # as above
-                dist.distributed_c10d._get_default_store().set(STUCK, "1")
         time.sleep(LAST_WORDS_S)
         os._exit(1)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import torch.distributed as dist
 
@@ -30,7 +31,8 @@ class Watchdog:
     def start(self) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
             # a connection of its own: the main thread may hold the other one while it waits
-            self._store = dist.distributed_c10d._get_default_store().clone()
+            store: Any = dist.distributed_c10d._get_default_store()  # its stubs lack `clone`
+            self._store = store.clone()
         self.since = time.monotonic()
         self._thread.start()
 

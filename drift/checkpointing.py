@@ -99,13 +99,18 @@ def write_weights(folder: Path, engine: Engine, policy: Policy) -> None:
             num_ranks=engine.num_ranks,
         )
         return
-    names = {id(parameter): name for name, parameter in engine.trained.items()}
     found = {
-        official: engine.full(names[id(factor)], zero.WEIGHT)
-        for official, factor in lora.factors(policy).items()
+        official: engine.full(name, zero.WEIGHT)
+        for official, name in factor_names(engine, policy).items()
     }
     if engine.is_main:
         lora.save_adapter(policy, folder, found)
+
+
+def factor_names(engine: Engine, policy: Policy) -> dict[str, str]:
+    """An adapter's tensors: the name in peft's file -> the engine's."""
+    names = {id(parameter): name for name, parameter in engine.trained.items()}
+    return {official: names[id(factor)] for official, factor in lora.factors(policy).items()}
 
 
 def write_moments(folder: Path, engine: Engine) -> None:
@@ -218,9 +223,8 @@ def restore_master_weights(folder: Path, engine: Engine, policy: Policy) -> None
         if not (folder / lora.CONFIG).exists():
             return  # the adapter is new
         saved = lora.read_factors(folder)
-        names = {id(parameter): name for name, parameter in engine.trained.items()}
-        for official, factor in lora.factors(policy).items():
-            engine.put(names[id(factor)], zero.WEIGHT, saved[official])
+        for official, name in factor_names(engine, policy).items():
+            engine.put(name, zero.WEIGHT, saved[official])
         return
     for name, dtype, read in stored_weights(policy.backbone.config, policy.family, folder):
         if dtype == "F32":

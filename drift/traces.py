@@ -6,7 +6,7 @@ from torch import Tensor
 
 from drift.likelihood import micro_batches, token_logps
 from drift.policy.base import Policy
-from drift.types import Advantages, MaskedViews, PromptBatch, Rollout, Trace
+from drift.types import Advantages, MaskedViews, PromptBatch, Rollout
 from drift.update import restrict, settle_scored
 from drift.viewer import NUM_ALTERNATIVES, TraceRow, trace_rows
 
@@ -21,7 +21,7 @@ def pick_rows(rollout: Rollout, row_N: Tensor) -> Rollout:
         row_N: [N] int64, which of them.
     """
     rows: list[int] = row_N.tolist()
-    trace, size = rollout.trace, rollout.group_size
+    size = rollout.group_size
     return replace(
         rollout,
         prompts=PromptBatch(
@@ -31,14 +31,7 @@ def pick_rows(rollout: Rollout, row_N: Tensor) -> Rollout:
         ),
         group_size=1,
         rows_B=rollout.rows_B[row_N],
-        trace=Trace(
-            canvas_BC=trace.canvas_BC[row_N],
-            unmask_step_BC=trace.unmask_step_BC[row_N],
-            logp_BC=trace.logp_BC[row_N],
-            length_B=trace.length_B[row_N],
-            finished_B=trace.finished_B[row_N],
-            nfe_B=trace.nfe_B[row_N],
-        ),
+        trace=rollout.trace.pick(row_N),
         texts=[rollout.texts[row] for row in rows],
         scores=[rollout.scores[row] for row in rows],
     )

@@ -144,11 +144,14 @@ def run(config: RunConfig) -> None:
     if not engine.is_main:  # under torchrun and srun all ranks share a terminal and a log
         log.setLevel(logging.WARNING)
     config.output_dir = engine.agree(config.output_dir)
-    engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
+    if engine.num_ranks > 1:
+        engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
     with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)
-        engine.assert_same("their data", digest({s: p.ids for s, p in trainer.problems.items()}))
+        if engine.num_ranks > 1:
+            ids = {split: problems.ids for split, problems in trainer.problems.items()}
+            engine.assert_same("their data", digest(ids))
         if trainer.finished:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)

@@ -9,7 +9,7 @@ from drift.config import RolloutConfig
 from drift.masking import prompt_masks
 from drift.policy.base import Policy
 from drift.toy import Space, Trajectories, enumerate_trajectories, gradients, reward, table
-from drift.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps, Trace
+from drift.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +117,7 @@ def sampler_gradient(own: Trajectories, space: Space, entry_TCW: Tensor, size: i
 
 def as_rollout(truth: Truth, chosen_B: Tensor, group_size: int) -> Rollout:
     """Trajectories as the batch that the trainer would hold."""
-    trace = truth.trajectories.trace
-    picked = Trace(
-        canvas_BC=trace.canvas_BC[chosen_B],
-        unmask_step_BC=trace.unmask_step_BC[chosen_B],
-        logp_BC=trace.logp_BC[chosen_B],
-        length_B=trace.length_B[chosen_B],
-        finished_B=trace.finished_B[chosen_B],
-        nfe_B=trace.nfe_B[chosen_B],
-    )
+    picked = truth.trajectories.trace.pick(chosen_B)
     prompts = len(chosen_B) // group_size
     example = Example(key="toy", prompt="", fields={})
     score = Score(reward=0.0, correct=False, answer=None, verdict="wrong")

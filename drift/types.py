@@ -17,7 +17,7 @@
 A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -82,6 +82,10 @@ class Trace:
     def committed_BC(self) -> Tensor:
         """[B, C] bool: the tokens the sampler chose, the ones that can be trained."""
         return self.unmask_step_BC >= 0
+
+    def pick(self, row_N: Tensor) -> "Trace":
+        """Some of the rows, by their int64 numbers."""
+        return Trace(**{field.name: getattr(self, field.name)[row_N] for field in fields(self)})
 
     def state(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """What the sampler saw as masked at a denoising step, and what it committed there.

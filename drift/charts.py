@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from drift.runs import PHASES, Curve, Group
-from drift.tracking import shortened
+from drift.runs import Curve, Group
+from drift.tracking import PHASES, shortened
 
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
 GREY = "#444444"  # the same in a PNG

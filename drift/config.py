@@ -226,6 +226,7 @@ class RunConfig(BaseConfig):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     traces: TracePagesConfig = field(default_factory=TracePagesConfig)
     num_steps: int = 80
+    max_training_s: float | None = None  # end after this long in rollout, reward, update and sync
     resume: str = "auto"  # auto | never | a checkpoint's folder
 
 

@@ -16,11 +16,10 @@ from drift.engine import Engine
 from drift.evaluation import EvalResult
 from drift.files import write_json
 from drift.policy.loading import read_json
-from drift.tracking import Tracker
+from drift.tracking import PHASES, TRAINING, Tracker
 from drift.types import Advantages, Rollout
 from drift.viewer import TraceRow, write_trace
 
-PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
 LEARNED = 3  # problems shown at the end
 SAMPLES = 8  # completions of a step that the samples table shows
 log = logging.getLogger("drift")
@@ -102,6 +101,11 @@ class Progress:
     evals: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     best_step: int | None = None
     best_correct: int = -1
+
+    @property
+    def training_s(self) -> float:
+        """Seconds of rollout, reward, update and sync."""
+        return sum(self.phase_s[phase] for phase in TRAINING)
 
 
 class Report:

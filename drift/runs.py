@@ -12,10 +12,8 @@ from drift.errors import ConfigError
 from drift.stats import Estimate, mean_height, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
 from drift.sweep import SWEEP, by_key, refresh
-from drift.tracking import CARD, MetricsFile, read_card
+from drift.tracking import CARD, PHASES, TRAINING, MetricsFile, read_card
 
-PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")
-TRAINING = PHASES[:4]  # how often a run evaluates and saves is not what is compared
 METRICS = (
     "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "mem/peak_gib",
     *(f"time/{phase}_s" for phase in PHASES),

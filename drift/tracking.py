@@ -22,6 +22,8 @@ from drift.errors import ConfigError, DataError
 from drift.files import write_json
 from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
+PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time
+TRAINING = PHASES[:4]  # how often a run evaluates and saves is not what runs are compared by
 UPLOAD_EVERY_S = 3.0
 MAX_PAUSE_S = 300.0  # between two tries to reach a store that fails
 CARD = "tracking.json"  # in a run's folder: its card and its store

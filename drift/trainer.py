@@ -147,10 +147,17 @@ class Trainer:
             self.sampler.settle()
 
     @property
+    def at_end(self) -> bool:
+        """`num_steps` are done, or `max_training_s` are spent."""
+        progress, limit_s = self.progress, self.config.max_training_s
+        spent = limit_s is not None and self.engine.max(progress.training_s) >= limit_s
+        return spent or progress.step >= self.config.num_steps
+
+    @property
     def finished(self) -> bool:
-        """The last step of the config, and the evaluation behind it, are done."""
+        """The last step, and the evaluation behind it, are done."""
         last = self.progress.evals.get("last")
-        return last is not None and last["step"] == self.config.num_steps
+        return last is not None and last["step"] == self.progress.step and self.at_end
 
     def fit(self) -> None:
         """Evaluate, train, evaluate; save along the way, and when a signal ends the run.
@@ -172,17 +179,21 @@ class Trainer:
             self.report.start(first, validation)
         with self.report.progress_bar(progress.step, config.num_steps):
             before = dict(progress.phase_s)
-            while progress.step < config.num_steps:
+            while not self.at_end:
                 self.obey(notice)
                 rollout, report = self.step()
                 progress.step += 1
-                metrics = report.metrics | self.evaluate_if_due()
+                last = self.at_end
+                metrics = report.metrics | self.evaluate_if_due(last)
                 for name, total in progress.phase_s.items():
                     metrics[f"time/{name}_s"] = total - before[name]
                 before = dict(progress.phase_s)
                 # first the line, then the checkpoint: a resumed run drops lines, never lacks one
                 self.report.step(progress.step, metrics, rollout)
-                self.save_if_due()
+                self.save_if_due(last)
+        if not self.finished:  # a run that is taken up behind its end
+            self.evaluate("last", Split.test)
+            self.save()
 
     def obey(self, notice: Notice) -> None:
         """Save and leave if any rank was sent a signal."""
@@ -194,10 +205,9 @@ class Trainer:
             folder = self.config.output_dir
             notice.obey(signum, self.engine.rank, f"go on with hydra.run.dir={folder}")
 
-    def evaluate_if_due(self) -> dict[str, float]:
+    def evaluate_if_due(self, last: bool) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
         every, step = self.config.eval.every, self.progress.step
-        last = step == self.config.num_steps
         metrics: dict[str, float] = {}
         if every and (step % every == 0 or last):
             result = self.evaluate("validation", Split.validation)
@@ -206,10 +216,10 @@ class Trainer:
             metrics["eval/test_accuracy"] = self.evaluate("last", Split.test).accuracy.value
         return metrics
 
-    def save_if_due(self) -> None:
+    def save_if_due(self, last: bool) -> None:
         """Every `checkpoint.every` steps, at the last, and at a new best validation accuracy."""
         every, step = self.config.checkpoint.every, self.progress.step
-        due = (every and step % every == 0) or step == self.config.num_steps
+        due = (every and step % every == 0) or last
         if due or self.progress.best_step == step:
             self.save()
 

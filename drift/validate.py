@@ -70,6 +70,7 @@ POSITIVE = (
     "traces.rows",
     "checkpoint.keep",
     "num_steps",
+    "max_training_s",
     "toys",
     "groups",
     "toy.prompt_length",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 
 from drift.checkpointing import check, newest
 from drift.errors import CheckpointError
-from drift.report import PHASES
+from drift.tracking import PHASES, TRAINING
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
@@ -146,6 +147,29 @@ def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
     assert "trying the checkpoint before it" in done.stdout
     assert "step_000002 at step 2" in done.stdout
     check(folder / "step_000004")
+
+
+def test_a_run_ends_when_its_training_time_is_spent(run: Run, tmp_path: Path) -> None:
+    settings = (*SMALL, "tracking=off", "eval.every=0", "checkpoint.every=0", "hydra.run.dir=run")
+    run("train", *settings, "num_steps=100000", "max_training_s=1.5")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    spent = [sum(line[f"time/{phase}_s"] for phase in TRAINING)
+             for line in read_lines(tmp_path / "run" / "metrics.jsonl")[1:]]  # fmt: skip
+    assert sum(spent[:-1]) < 1.5 <= sum(spent)
+    assert summary["status"] == "finished"
+    assert summary["steps"] == summary["eval"]["last"]["step"] == len(spent)
+    assert "is finished" in run("train", *settings, "max_training_s=1.5").stdout
+    longer = run("train", *settings, "num_steps=100000", "max_training_s=2").stdout
+    assert f"at step {len(spent)}" in longer and "is finished" not in longer
+
+
+def test_a_run_taken_up_behind_its_end_is_evaluated_there(run: Run, tmp_path: Path) -> None:
+    settings = (*SMALL, "tracking=off", "eval.every=0", "checkpoint.every=1", "hydra.run.dir=run")
+    run("train", *settings, "num_steps=3")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000003")
+    run("train", *settings, "num_steps=1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["eval"]["last"]["step"]) == ("finished", 2)
 
 
 @pytest.mark.slow

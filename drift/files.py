@@ -1,8 +1,11 @@
-"""Files that are either whole or absent, and their digests."""
+"""Files that are either whole or absent, their digests, and who may write."""
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +31,11 @@ def write_json(path: Path, value: object) -> None:
     beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     flush(beside)
     beside.replace(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in a block with the same lock file."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -4,7 +4,6 @@
 whichever process wrote them: jobs of a sweep that run at the same time share one table.
 """
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typing import Any
 
 from drift.cells import CELL, Cell, Progress, digest
 from drift.evaluation import Completion
-from drift.files import write_json
+from drift.files import locked, write_json
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
 from drift.stats import bootstrap, mcnemar, pass_at_k, wilson
@@ -205,8 +204,7 @@ def update_results(results: Path, folder: Path) -> None:
         results: the folder of the grid.
         folder: of the protocol whose cells changed.
     """
-    with (results / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(results / ".lock"):
         cells = done_cells(folder)
         compare_cells(folder, cells)
         found = [group_of(path) for path in (results / CELLS).iterdir()]

@@ -123,21 +123,9 @@ class Group:
         return finished or [run for run in self.runs if run.lines]
 
     def accuracy(self, name: str) -> Estimate | None:
-        """`first`, `last` or `best`, the mean over runs.
-
-        The interval of one run is Wilson's, for other problems. That of several reaches as far as
-        Wilson's and Student's over runs, for other seeds: runs of one sweep share their problems,
-        so that neither sees what the other does.
-        """
+        """`first`, `last` or `best`, the mean over runs."""
         found = [run.evals[name] for run in self.shown if run.evals.get(name)]
-        if not found:
-            return None
-        mean = over_runs([entry["accuracy"] for entry in found])
-        n = min(entry["n"] for entry in found)
-        low, high = wilson(mean.value * n, n)
-        if mean.ci95 is not None:
-            low, high = min(low, mean.ci95[0]), max(high, mean.ci95[1])
-        return Estimate(value=mean.value, ci95=(low, high), n=mean.n)
+        return mean_accuracy(found) if found else None
 
     def speed(self, axis: str, end: float) -> Estimate | None:
         """Mean validation accuracy over the first `end` seconds or samples."""
@@ -161,6 +149,21 @@ def over_runs(values: list[float]) -> Estimate:
         return Estimate(value=middle, n=1)
     low, high = t_interval(values)
     return Estimate(value=middle, ci95=(max(0.0, low), min(1.0, high)), n=len(values))
+
+
+def mean_accuracy(evals: list[dict[str, Any]]) -> Estimate:
+    """The mean of one evaluation of several runs, each {"accuracy": ..., "n": problems}.
+
+    The interval of one run is Wilson's, for other problems. That of several reaches as far as
+    Wilson's and Student's over runs, for other seeds: runs share their problems, so that neither
+    sees what the other does.
+    """
+    mean = over_runs([entry["accuracy"] for entry in evals])
+    n = min(entry["n"] for entry in evals)
+    low, high = wilson(mean.value * n, n)
+    if mean.ci95 is not None:
+        low, high = min(low, mean.ci95[0]), max(high, mean.ci95[1])
+    return Estimate(value=mean.value, ci95=(low, high), n=mean.n)
 
 
 def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:

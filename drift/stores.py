@@ -3,7 +3,6 @@
 A store may fail in any way, for example because its server is down; drift/tracking.py copes.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from urllib.parse import quote
 
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig, WandbMode
 from drift.errors import ConfigError
+from drift.files import locked
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
 SQLITE, HTTP = "sqlite:///", ("http://", "https://")
@@ -277,8 +277,7 @@ def open_experiment(config: MlflowConfig) -> tuple[Any, str]:
     folder = Path(config.uri.removeprefix(SQLITE)).absolute().parent if local else Path("outputs")
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".mlflow.lock"):
         client = MlflowClient(tracking_uri=config.uri)
         location = (folder / "mlflow-artifacts" / config.experiment).as_uri()
         return client, experiment_id(client, config.experiment, location)

@@ -5,15 +5,13 @@ too. `sweep.json` in the sweep's folder is computed from them, on whatever machi
 written. A job that fails is noted and told, and the others go on; a finished one is not run again.
 """
 
-import fcntl
 import json
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from hydra.conf import HydraConf
 from drift import ranks
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.errors import ConfigError, PreemptedError
-from drift.files import write_json
+from drift.files import locked, write_json
 from drift.preemption import RequeuedExit
 from drift.stores import open_experiment
 from drift.tracking import JOB, MetricsFile
@@ -72,14 +70,6 @@ def job_card(hydra: HydraConf) -> JobCard:
 def read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-@contextmanager
-def sole_writer(sweep: Path) -> Iterator[None]:
-    """Jobs that start or end at the same time write sweep.json one after the other."""
-    with (sweep / ".sweep.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def by_key(overrides: list[str]) -> dict[str, str]:
@@ -149,7 +139,7 @@ def refresh(sweep: Path, started: JobCard | None = None) -> dict[str, Any]:
     Returns:
         Its content.
     """
-    with sole_writer(sweep):
+    with locked(sweep / ".sweep.lock"):
         content = read(sweep / SWEEP)
         if started is not None:
             entry = {"num": started.num, "overrides": started.overrides}

@@ -1,7 +1,9 @@
-"""Run the recipes of docs/results.md for real and write its table.
+"""Run the recipes of docs/results.md for real and write its tables.
 
 scripts/run python scripts/results.py [--jobs 2] [--only NAME ...] [--seeds 0 1 2] [--table-only]
+scripts/run python scripts/results.py --presets [...]
 Each run is one process with one thread, so that two fit on two cores; finished runs are kept.
+--presets: every preset for the same time of training, and nothing else changed.
 """
 
 import argparse
@@ -13,9 +15,23 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # found without being installed
+from drift.runs import mean_accuracy
+
 FOLDER = ROOT / "outputs" / "results"
 TABLE = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- table: scripts/results.py -->", "<!-- end of table -->"
+PRESETS = {
+    "reinforce": "objective=reinforce",
+    **{name: f"objective={name}" for name in ("ppo_clip", "grpo", "dr_grpo", "rloo", "gspo")},
+    **{
+        name: f"experiment={name}"
+        for name in (
+            "diffu_grpo", "coupled_grpo", "wd1", "spg", "espo", "stable_drl", "bgpo", "tracerl",
+        )
+    },
+}  # fmt: skip
+TRAINING_S = {"countdown": 30, "sudoku": 45}  # of a preset's run
+COLLAPSE = 0.1  # a run that ends so far below its best validation accuracy
 RUNS: dict[str, tuple[str, ...]] = {
     "countdown, sequential": (),
     "countdown, all": ("masking=all",),
@@ -34,6 +50,13 @@ RUNS: dict[str, tuple[str, ...]] = {
     "countdown, shuffled rewards": ("objective.reward_control=shuffle",),
     "arithmetic, shuffled rewards": ("task=arithmetic", "objective.reward_control=shuffle"),
 }
+PRESET_RUNS: dict[str, tuple[str, ...]] = {
+    f"{task}, {name}": (
+        f"task={task}", word, "num_steps=100000", f"max_training_s={seconds}", "traces.every=0",
+    )
+    for task, seconds in TRAINING_S.items()
+    for name, word in PRESETS.items()
+}  # fmt: skip
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -44,7 +67,7 @@ def train(name: str, seed: int) -> None:
     folder = folder_of(name, seed)
     if finished(folder):
         return
-    command = [sys.executable, "-m", "drift.train", *RUNS[name], f"seed={seed}"]
+    command = [sys.executable, "-m", "drift.train", *(RUNS | PRESET_RUNS)[name], f"seed={seed}"]
     command += ["cluster.threads=1", "tracking.experiment=results", f"hydra.run.dir={folder}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     print(name, seed, json.loads((folder / "summary.json").read_text())["eval"]["last"], flush=True)
@@ -66,46 +89,74 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in RUNS:
-        for folder in sorted(FOLDER.glob(f"{folder_of(name, 0).name[:-1]}?")):
-            if not finished(folder):
-                continue
-            seed = folder.name[-1]
-            summary = json.loads((folder / "summary.json").read_text())
+        for summary in summaries_of(name):
             first, last = summary["eval"]["first"], summary["eval"]["last"]
             gain = 100 * (last["accuracy"] - first["accuracy"])
             rl_s = sum(summary["phase_s"][phase] for phase in ("rollout", "reward", "update"))
             lines.append(
-                f"| {name} | {seed} | {cell(first)} | {cell(last)} | {gain:+.1f} "
+                f"| {name} | {summary['seed']} | {cell(first)} | {cell(last)} | {gain:+.1f} "
                 f"| {summary['steps']} | {summary['wall_s']:.0f} | {rl_s:.0f} |"
             )
     return "\n".join(lines)
 
 
-def write_table() -> None:
-    text = TABLE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    TABLE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+def summaries_of(name: str) -> list[dict[str, Any]]:
+    """Of the finished runs of a recipe, by seed."""
+    folders = sorted(FOLDER.glob(f"{folder_of(name, 0).name[:-1]}?"))
+    return [json.loads((f / "summary.json").read_text()) for f in folders if finished(f)]
+
+
+def presets_table() -> str:
+    """A row for each task and preset, the best mean accuracy first."""
+    lines = [
+        "| task | preset | last accuracy | each seed | best on validation | steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TRAINING_S:
+        rows: list[tuple[float, str]] = []
+        for name in PRESETS:
+            if not (found := summaries_of(f"{task}, {name}")):
+                continue
+            last = mean_accuracy([summary["eval"]["last"] for summary in found])
+            best = [summary["eval"]["best"]["accuracy"] for summary in found]
+            each = [summary["eval"]["last"]["accuracy"] for summary in found]
+            fallen = sum(high - end > COLLAPSE for high, end in zip(best, each, strict=True))
+            steps = sum(summary["steps"] for summary in found) / len(found)
+            row = (
+                f"| {task} | {name} | {last} | {', '.join(f'{value:.3f}' for value in each)} "
+                f"| {sum(best) / len(best):.3f}{f', then {fallen} fell' if fallen else ''} "
+                f"| {steps:.0f} |"
+            )
+            rows.append((last.value, row))
+        lines += [row for _, row in sorted(rows, reverse=True)]
+    return "\n".join(lines)
+
+
+def write_table(name: str, content: str) -> None:
+    """Replace what stands between the marks of a table in docs/results.md."""
+    begin, end = f"<!-- table: scripts/results.py{name} -->", "<!-- end of table -->"
+    before, rest = TABLE.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end, 1)[1]
+    TABLE.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--presets", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=[*RUNS, *PRESET_RUNS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
+    names = arguments.only or list(PRESET_RUNS if arguments.presets else RUNS)
     if not arguments.table_only:
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            jobs = [
-                pool.submit(train, name, seed)
-                for seed in arguments.seeds
-                for name in arguments.only
-            ]
+            jobs = [pool.submit(train, name, seed) for seed in arguments.seeds for name in names]
             for job in jobs:
                 job.result()
-    write_table()
-    print(table())
+    mark, content = (" --presets", presets_table()) if arguments.presets else ("", table())
+    write_table(mark, content)
+    print(content)
 
 
 if __name__ == "__main__":

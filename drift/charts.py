@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from drift.runs import Curve, Group
 from drift.tracking import PHASES, shortened
@@ -26,14 +27,19 @@ COLORS = (  # Okabe and Ito's, which colour-blind readers tell apart, without bl
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#8C6BB1",
 )  # fmt: skip
 LABEL = 30  # characters of a label beside a bar
-DASHES = ("-", "--", ":", "-.")
+MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}  # by the dashes of a group's lines
+DASHES = tuple(MARKERS)
 PHASE_COLORS = dict(zip(PHASES, COLORS, strict=False))
 AXES = {
     "steps": "step",
     "seconds": "seconds of training (rollout, reward, update, sync)",
     "samples": "samples (completions)",
 }
-CURVES = {"reward/mean": "mean reward", "eval/accuracy": "validation accuracy"}
+SMOOTHED = {"reward/mean": 5}  # steps of a running mean: each step has other problems
+CURVES = {
+    "reward/mean": "mean reward (of 5 steps)",
+    "eval/accuracy": "validation accuracy",
+}
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -55,12 +61,30 @@ class Chart:
     draw: Callable[[Axes, list[Group]], None]
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of a group; 32 groups differ."""
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "linestyle": DASHES[number // len(COLORS) % len(DASHES)],
-    }
+def looks(groups: list[Group]) -> list[dict[str, Any]]:
+    """Colour and dashes of each group; 32 differ.
+
+    Where the groups differ by two settings or more, dashes tell the values of the last one that has
+    few, and colours the rest: masking=all is blue for every rollout.
+    """
+    keys = list(groups[0].settings)
+    values = {key: list(dict.fromkeys(group.settings[key] for group in groups)) for key in keys}
+    for key in reversed(keys if len(keys) > 1 else []):
+        others = [tuple(v for k, v in group.settings.items() if k != key) for group in groups]
+        colors = list(dict.fromkeys(others))
+        if 1 < len(values[key]) <= len(DASHES) and len(colors) <= len(COLORS):
+            return [
+                {
+                    "color": COLORS[colors.index(other)],
+                    "linestyle": DASHES[values[key].index(group.settings[key])],
+                }
+                for group, other in zip(groups, others, strict=True)
+            ]
+    size = len(COLORS)
+    return [
+        {"color": COLORS[n % size], "linestyle": DASHES[n // size % len(DASHES)]}
+        for n in range(len(groups))
+    ]
 
 
 def together(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,23 +99,31 @@ def together(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
 
 
+def smooth(curve: Curve, window: int) -> Curve:
+    """Each point the mean of it and up to `window` - 1 points before it."""
+    xs, ys = curve
+    return xs, [float(np.mean(ys[max(0, i + 1 - window) : i + 1])) for i in range(len(ys))]
+
+
 def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
     """A line for each group, the mean over its runs; the band goes from the least to the most."""
+    window = SMOOTHED.get(metric, 1)
 
     def draw(axes: Axes, groups: list[Group]) -> None:
-        for number, group in enumerate(groups):
+        for group, look in zip(groups, looks(groups), strict=True):
             curves = [curve for run in group.shown if (curve := run.curve(metric, axis))[0]]
             if not curves:
                 continue
-            grid, values = together(curves)
+            grid, values = together([smooth(curve, window) for curve in curves])
             few = len(grid) < 12
             axes.plot(
-                grid, values.mean(0), **look(number), label=group.label, linewidth=1.5,
+                grid, values.mean(0), **look, label=group.label, linewidth=1.5,
                 marker="o" if few else None, markersize=3,
             )  # fmt: skip
             if len(curves) > 1:
-                color = look(number)["color"]
-                axes.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+                axes.fill_between(
+                    grid, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0
+                )
         axes.set_xlabel(AXES[axis])
         axes.set_ylabel(CURVES[metric])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -101,14 +133,14 @@ def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
 
 def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
     """Where each group ends: test accuracy with its interval against network evaluations."""
-    for number, group in enumerate(groups):
+    for group, look in zip(groups, looks(groups), strict=True):
         accuracy, nfe = group.accuracy("last"), group.figure("NFE")
         if accuracy is None or nfe is None:
             continue
         low, high = accuracy.ci95 or (accuracy.value, accuracy.value)
         axes.errorbar(
             [nfe], [accuracy.value], yerr=[[accuracy.value - low], [high - accuracy.value]],
-            fmt="o", color=look(number)["color"], capsize=3, label=group.label,
+            fmt=MARKERS[look["linestyle"]], color=look["color"], capsize=3, label=group.label,
         )  # fmt: skip
     axes.set_xlabel("network evaluations of a completion (NFE)")
     axes.set_ylabel("final test accuracy")
@@ -190,5 +222,8 @@ def write_sheets(folder: Path, groups: list[Group]) -> list[Path]:
                               frameon=False)  # fmt: skip
             path = folder / f"{sheet}.png"
             figure.savefig(path, dpi=100)
+        with Image.open(path) as picture:
+            few_colors = picture.convert("RGB").quantize(256)
+        few_colors.save(path, optimize=True)
         written.append(path)
     return written

@@ -86,7 +86,8 @@ class Comparison:
             "Wilson's and Student's over runs, for other seeds. Two seeds tell little.",
             "mean to N s or samples: mean of the validation accuracy's curve up to there, where "
             "the shortest finished run ends; the higher, the faster it learned.",
-            "Curves: mean over seeds; bands reach from the lowest to the highest seed.",
+            "Curves: mean over seeds, the reward's a running mean of 5 steps; bands reach from "
+            "the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
         ]
 
@@ -136,13 +137,12 @@ def show(comparison: Comparison) -> None:
 
 def write_report(folder: Path, comparison: Comparison, address: str | None) -> list[Path]:
     """Write the report's files and return their paths."""
-    from drift.charts import CHARTS, DASHES, look, svg, write_sheets
+    from drift.charts import CHARTS, DASHES, looks, svg, write_sheets
 
     folder.mkdir(parents=True, exist_ok=True)
     css = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
     rows: list[dict[str, Any]] = []
-    for number, group in enumerate(comparison.groups):
-        style = look(number)
+    for group, style in zip(comparison.groups, looks(comparison.groups), strict=True):
         rows.append({
             "label": group.label,
             "cells": comparison.row(group), "color": style["color"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+from drift.charts import looks, smooth
 from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.errors import ConfigError
@@ -133,6 +134,30 @@ def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:
     assert "over the first 16 samples of training: masking=coupled" in second
     only = list(Comparison("s", [slow[0], fast[0]]).findings())
     assert only[0].endswith("(one run each, no interval over runs).")
+
+
+def groups_of(*settings: dict[str, str]) -> list[Group]:
+    return [Group(settings=own, runs=[make_run()]) for own in settings]
+
+
+def test_colours_and_dashes_tell_two_settings_apart() -> None:
+    two = [{"masking": m, "rollout": r} for m in ("all", "random", "trace") for r in ("a", "b")]
+    drawn = looks(groups_of(*two))
+    assert len({(look["color"], look["linestyle"]) for look in drawn}) == 6
+    for own, look in zip(two, drawn, strict=True):
+        assert look["color"] == drawn[two.index({**own, "rollout": "a"})]["color"]
+        assert look["linestyle"] == {"a": "-", "b": "--"}[own["rollout"]]
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_thirty_two_groups_differ(keys: int) -> None:
+    settings = [{"a": str(n), **({"b": str(n)} if keys == 2 else {})} for n in range(32)]
+    drawn = looks(groups_of(*settings))
+    assert len({(look["color"], look["linestyle"]) for look in drawn}) == 32
+
+
+def test_a_running_mean_of_the_points_so_far() -> None:
+    assert smooth(([1.0, 2.0, 4.0], [3.0, 5.0, 10.0]), 2) == ([1.0, 2.0, 4.0], [3.0, 4.0, 7.5])
 
 
 def test_the_report_is_one_file_that_asks_for_nothing(tmp_path: Path) -> None:

@@ -29,11 +29,8 @@ LINK = re.compile(
     rf"(?P<code>{FENCE}|`[^`\n]+`)|(?P<image>!?)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)",
     re.DOTALL | re.MULTILINE,
 )
-# a list right behind a line of text, as CommonMark has it and Python-Markdown does not
-TIGHT_LIST = re.compile(
-    rf"(?P<code>{FENCE})|^(?P<line>(?! *([-*]|\d+\.) |[ |#>]).+\n)(?=([-*]|1\.) )",
-    re.DOTALL | re.MULTILINE,
-)
+LIST = re.compile(r"([-*]|1\.) ")  # its beginning
+IN_LIST = re.compile(r"([-*]|\d+\.) | ")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -86,5 +83,13 @@ def plain(text: str) -> str:
 
 
 def loosen_lists(markdown: str) -> str:
-    """An empty line before each list."""
-    return TIGHT_LIST.sub(lambda found: found["code"] or found["line"] + "\n", markdown)
+    """An empty line before each list: CommonMark does without, Python-Markdown does not."""
+    lines: list[str] = []
+    fenced = False
+    for line in markdown.splitlines():
+        behind_text = lines and lines[-1] and not IN_LIST.match(lines[-1])
+        if LIST.match(line) and behind_text and not fenced:
+            lines.append("")
+        fenced ^= line.lstrip().startswith("```")
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -128,7 +128,9 @@ def written(value: object) -> str:
         return '""'
     if isinstance(value, str):
         return value.replace("\n", "\\n")
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    )
 
 
 def code(value: object) -> str:
@@ -241,7 +243,9 @@ def command_section(path: Path) -> Iterator[str]:
     yield f"### drift.{command.name}\n"
     yield docstring(command.name).partition("\n")[0] + "\n"
     if command.chosen:
-        links = [f"[{group}](#{group})={option or 'null'}" for group, option in command.chosen.items()]
+        links = [
+            f"[{group}](#{group})={option or 'null'}" for group, option in command.chosen.items()
+        ]
         yield f"Groups: {', '.join(links)}"
     own = [s for part in reversed(command.schema.__mro__[:-1]) for s in settings(part)]
     here = {s.key for s in own}

@@ -75,15 +75,20 @@ def settings(schema: type) -> Iterator[Setting]:
         kind = hints[field.name]
         if field.name not in own or is_group(field.name, kind) or field.name == "output_dir":
             continue
-        if dataclasses.is_dataclass(kind):
-            parts = [s for parent in reversed(kind.__mro__[:-1]) for s in settings(parent)]
-            for part in parts:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            for part in all_settings(kind):
                 yield dataclasses.replace(part, key=f"{field.name}.{part.key}")
             continue
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         meaning = "; ".join(filter(None, [said[field.name], choices_said(kind)]))
         yield Setting(key=field.name, kind=kind, default=default, meaning=meaning)
+
+
+def all_settings(schema: type) -> Iterator[Setting]:
+    """Those of a schema and of its parents, the parents' first."""
+    for part in reversed(schema.__mro__[:-1]):
+        yield from settings(part)
 
 
 def is_group(name: str, kind: Any) -> bool:
@@ -128,9 +133,8 @@ def written(value: object) -> str:
         return '""'
     if isinstance(value, str):
         return value.replace("\n", "\\n")
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
-    )
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return dumped.removesuffix("\n...\n").strip()
 
 
 def code(value: object) -> str:
@@ -243,11 +247,9 @@ def command_section(path: Path) -> Iterator[str]:
     yield f"### drift.{command.name}\n"
     yield docstring(command.name).partition("\n")[0] + "\n"
     if command.chosen:
-        links = [
-            f"[{group}](#{group})={option or 'null'}" for group, option in command.chosen.items()
-        ]
+        links = [f"[{key}](#{key})={value or 'null'}" for key, value in command.chosen.items()]
         yield f"Groups: {', '.join(links)}"
-    own = [s for part in reversed(command.schema.__mro__[:-1]) for s in settings(part)]
+    own = list(all_settings(command.schema))
     here = {s.key for s in own}
     others = {key: value for key, value in command.sets.items() if key not in here}
     if others:

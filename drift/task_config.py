@@ -27,9 +27,9 @@ class Split(StrEnum):
 class FilesConfig:
     """Data files of a task, one for each split; data/README.md has the format."""
 
-    train: str | None = None  # null = made from a seed, where the task can
-    validation: str | None = None  # null = made, or else held out from train
-    test: str | None = None  # null = made, where the task can
+    train: str | None = None  # a file; null = made from a seed, where the task can
+    validation: str | None = None  # a file; null = made, or else held out from train
+    test: str | None = None  # a file; null = made, where the task can
 
 
 @dataclass

@@ -23,6 +23,7 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changes.md": "CHANGELOG.md",
 }
+WIDE = ".md-grid { max-width: 78rem }\n"  # for tables and lines of 100 characters
 SETTINGS = re.compile(r"<!-- settings: begin -->.*<!-- settings: end -->", re.DOTALL)
 FENCE = r"^ *```.*?^ *```$"
 LINK = re.compile(
@@ -34,7 +35,8 @@ IN_LIST = re.compile(r"([-*]|\d+\.) | ")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take in the pages that are no files of docs/."""
+    """Take in what is no file of docs/."""
+    files.append(File.generated(config, "wide.css", content=WIDE))
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files

@@ -171,6 +171,15 @@ def test_every_setting_is_in_the_reference_with_a_meaning(site: Path) -> None:
     assert [key for key in wanted if key not in words] == []
 
 
+def test_the_settings_that_the_docs_set_exist() -> None:
+    keys = set(re.findall(r"^\| `([\w.]+)` \| ", reference.reference(), re.MULTILINE))
+    free = ("task.options.", "task.settings.")
+    for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "data" / "README.md"]:
+        for key in re.findall(r"\b([a-z]+\.[a-z_.]+)=", path.read_text(encoding="utf-8")):
+            if key.partition(".")[0] in GROUPS and not key.startswith(free):
+                assert key in keys, f"{path.name}: {key}"
+
+
 def test_a_setting_has_its_choices_default_and_meaning() -> None:
     page = reference.reference()
     for row in (

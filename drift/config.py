@@ -159,7 +159,7 @@ class RolloutConfig:
     threshold: float | None = None  # of remasking=threshold: the least confidence
     factor: float | None = None  # of remasking=factor: larger commits more tokens together
     confidence: Confidence = Confidence.probability  # what makes a token sure
-    prompts_per_step: int = 32  # over all ranks
+    prompts_per_step: int = 32  # of a step, over all ranks
     group_size: int = 8  # completions of one prompt
     gen_length: int = MISSING  # tokens of the canvas: the most that a completion has
     block_length: int = MISSING  # tokens decoded before the next block begins; divides gen_length
@@ -301,7 +301,7 @@ class ToyConfig:
     num_words: int = 3  # that it can write; the first of them is its stop token
     prompt_length: int = 2  # tokens of the prompt
     sharpness: float = 2.0  # multiplies the head's random weights: how sure the network is
-    fit_steps: int = 100  # of training on a random distribution of answers; 0 = random weights
+    fit_steps: int = 100  # of training on random answers; 0 = random weights
 
 
 @dataclass
@@ -311,7 +311,7 @@ class LabConfig:
     rollout: RolloutConfig = MISSING
     toy: ToyConfig = field(default_factory=ToyConfig)
     toys: int = 8  # random networks that are averaged
-    draws: int = 32  # of masks, for each trajectory; even
+    draws: int = 32  # of masks for each trajectory; an even number
     groups: int = 2000  # of completions, for the table of objectives
     lag: float = 0.03  # between the policy and the one that sampled, as a share of each weight
     page: str | None = None  # a Markdown file whose part between the marks is made anew

@@ -36,9 +36,9 @@ class FilesConfig:
 class RewardConfig:
     """Weights of the rewards that are added up; accuracy is counted apart from them."""
 
-    answer: float = 1.0  # of the task's own grade
-    format: float = 0.0  # of: exactly one answer, where the task asks for it, and nothing behind it
-    cells: float = 0.0  # sudoku: of the share of empty cells that are right
+    answer: float = 1.0  # weight of the task's own grade
+    format: float = 0.0  # weight of: one answer, where the task asks for it, nothing behind it
+    cells: float = 0.0  # weight of sudoku's share of empty cells that are right
     length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
     truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
 

@@ -185,6 +185,9 @@ def test_a_setting_has_its_choices_default_and_meaning() -> None:
     for row in (
         "| `rollout.gen_length` | integer | `${task.gen_length}` | tokens of the canvas: "
         "the most that a completion has |",
+        "| `dataset` | `gsm8k`, `math`, `math500`, `mbpp`, `humaneval`, `countdown`, `sudoku` "
+        "| to be given | which one: data/README.md has their sources |",
+        "| `model.path` | text | by option | a folder, or a name on the Hugging Face hub |",
         "| `optim.lr` | number | `${model.lr}` | learning rate |",
         "| `masking.ratio` | number | `0.3` | share of the tokens that a view hides and scores |",
         "| `random` | Hide and score a random share of the tokens | `strategy=random` |",

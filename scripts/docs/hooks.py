@@ -23,7 +23,8 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changes.md": "CHANGELOG.md",
 }
-WIDE = ".md-grid { max-width: 78rem }\n"  # for tables and lines of 100 characters
+# lines of 100 characters, names of settings in one piece
+STYLE = ".md-grid {max-width: 78rem} .md-typeset td:first-child code {white-space: nowrap}\n"
 SETTINGS = re.compile(r"<!-- settings: begin -->.*<!-- settings: end -->", re.DOTALL)
 FENCE = r"^ *```.*?^ *```$"
 LINK = re.compile(
@@ -36,7 +37,7 @@ IN_LIST = re.compile(r"([-*]|\d+\.) | ")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in what is no file of docs/."""
-    files.append(File.generated(config, "wide.css", content=WIDE))
+    files.append(File.generated(config, "drift.css", content=STYLE))
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files

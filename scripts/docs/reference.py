@@ -38,9 +38,9 @@ class Setting:
     default: object
     meaning: str
 
-    def row(self, prefix: str, default: object) -> str:
-        """A row of a table, its default taken from outside."""
-        shown = "" if default == MISSING else code(default)
+    def row(self, prefix: str, default: object, missing: str) -> str:
+        """A row of a table, its default taken from outside; `missing` where there is none."""
+        shown = missing if default == MISSING else code(default)
         return row(code(prefix + self.key), values(self.kind), shown, text(self.meaning))
 
 
@@ -236,7 +236,7 @@ def group_section(group: str) -> Iterator[str]:
             title = f"every `{group}`" if len(of) == len(options) else names
             yield f"\nSettings of {title}:\n"
             yield TABLE.format("setting")
-            yield from (s.row(f"{group}.", default_of(s, of, group)) for s in own)
+            yield from (s.row(f"{group}.", default_of(s, of, group), "by option") for s in own)
     yield ""
 
 
@@ -255,7 +255,7 @@ def command_section(path: Path) -> Iterator[str]:
     if others:
         yield "\nWith " + " ".join(code(f"{k}={written(v)}") for k, v in others.items())
     yield "\n" + TABLE.format("setting")
-    yield from (s.row("", command.sets.get(s.key, s.default)) for s in own)
+    yield from (s.row("", command.sets.get(s.key, s.default), "to be given") for s in own)
     yield ""
 
 

@@ -249,6 +249,7 @@ def test_a_browser_shows_the_page_with_its_pictures_and_asks_for_nothing_else(
     assert pictures_shown.count() == len(GROUPS["masking"])
     assert pictures_shown.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 700)")
     page.get_by_role("link", name="Configuration", exact=True).first.click()
-    assert page.locator("code", has_text="rollout.block_length").count() > 0
+    page.wait_for_url("**/configuration.html")
+    page.get_by_text("rollout.block_length", exact=True).first.wait_for()
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

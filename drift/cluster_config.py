@@ -9,9 +9,9 @@ from omegaconf import MISSING
 class ClusterConfig:
     """Processes of one run. Under torchrun, accelerate launch or srun theirs are taken."""
 
-    name: str = MISSING
+    name: str = MISSING  # of the option
     num_processes: int | None = None  # on each machine; null = one for each GPU, one without
-    num_machines: int = 1
+    num_machines: int = 1  # machines that share the run
     machine_rank: int = 0  # of this machine, from 0
     main_address: str = "127.0.0.1"  # of the machine of rank 0
     main_port: int | None = None  # null = a free one; with several machines 29500
@@ -29,17 +29,17 @@ class SubmititConfig(ClusterConfig):
     """Jobs through submitit."""
 
     gpus_per_node: int | None = None  # one for each process; null = none is asked for
-    time_limit_min: int = 1440
+    time_limit_min: int = 1440  # minutes; the job is ended then
 
 
 @dataclass
 class SlurmConfig(SubmititConfig):
     """Jobs of SLURM, whose tasks are the ranks. A null leaves the choice to SLURM."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    cpus_per_process: int = 8
+    partition: str | None = None  # of sbatch
+    account: str | None = None  # of sbatch
+    qos: str | None = None  # of sbatch
+    cpus_per_process: int = 8  # cores of each rank
     memory_gb: int | None = None  # of a machine
     signal_delay_s: int = 300  # the signal comes so long before the end
     max_restarts: int = 20  # after pre-emption or the time limit

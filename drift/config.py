@@ -93,22 +93,22 @@ class AttentionBackend(StrEnum):
 
 
 class RemaskingRule(StrEnum):
-    static = "static"
-    threshold = "threshold"
-    factor = "factor"
+    static = "static"  # the same number each step
+    threshold = "threshold"  # all that are sure enough
+    factor = "factor"  # the more together, the surer each
 
 
 class Confidence(StrEnum):
-    probability = "probability"
-    margin = "margin"
-    entropy = "entropy"
-    random = "random"
+    probability = "probability"  # of the drawn token
+    margin = "margin"  # the likeliest word's probability minus the second's
+    entropy = "entropy"  # the negative of it
+    random = "random"  # a drawn order
 
 
 class CacheMode(StrEnum):
-    none = "none"
-    prefix = "prefix"
-    dual = "dual"
+    none = "none"  # exact
+    prefix = "prefix"  # the block and what stands behind it are recomputed
+    dual = "dual"  # the block alone is recomputed
 
 
 class EndSuppression(StrEnum):
@@ -119,9 +119,9 @@ class EndSuppression(StrEnum):
 
 class RolloutWeights(StrEnum):
     auto = "auto"  # shared; replica where ZeRO-3 splits the weights
-    shared = "shared"
-    replica = "replica"
-    gather = "gather"
+    shared = "shared"  # the trained ones
+    replica = "replica"  # a copy in model.dtype
+    gather = "gather"  # of ZeRO-3: each block is collected when it runs
 
 
 class Schedule(StrEnum):
@@ -134,6 +134,7 @@ class Schedule(StrEnum):
 class LoraConfig:
     rank: int = 0  # 0: every weight is trained
     alpha: float = 16.0  # the update is scaled by alpha / rank
+    # the matrices of each block that get an adapter
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj"]
     )
@@ -141,12 +142,12 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING
-    family: FamilyName = MISSING
+    name: str = MISSING  # of the option, for the names of folders and runs
+    family: FamilyName = MISSING  # whose file format and network the checkpoint has
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
-    revision: str | None = None
+    revision: str | None = None  # of the hub: a branch, tag or commit; null = its main branch
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
-    attention: AttentionBackend = AttentionBackend.sdpa
+    attention: AttentionBackend = AttentionBackend.sdpa  # how attention is computed
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False  # less memory, about a third more time in updates
     lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
@@ -154,36 +155,36 @@ class ModelConfig:
 
 @dataclass
 class RolloutConfig:
-    remasking: RemaskingRule = MISSING
-    threshold: float | None = None  # of remasking=threshold
-    factor: float | None = None  # of remasking=factor
-    confidence: Confidence = Confidence.probability
-    prompts_per_step: int = 32  # over all ranks
+    remasking: RemaskingRule = MISSING  # which drawn tokens a denoising step commits
+    threshold: float | None = None  # of remasking=threshold: the least confidence
+    factor: float | None = None  # of remasking=factor: larger commits more tokens together
+    confidence: Confidence = Confidence.probability  # what makes a token sure
+    prompts_per_step: int = 32  # of a step, over all ranks
     group_size: int = 8  # completions of one prompt
-    gen_length: int = MISSING
-    block_length: int = MISSING
+    gen_length: int = MISSING  # tokens of the canvas: the most that a completion has
+    block_length: int = MISSING  # tokens decoded before the next block begins; divides gen_length
     steps: int = MISSING  # denoising steps for the whole canvas: the most that are taken
-    temperature: float = 1.0
+    temperature: float = 1.0  # in sampler and learner; 0 = the likeliest tokens
     top_p: float | None = None  # draw from the nucleus of this probability
     top_k: int | None = None  # draw from the likeliest words
     position_temperature: float = 0.0  # of the order of positions: 0 = the surest first
-    suppress_end: EndSuppression = EndSuppression.none
-    cache: CacheMode = CacheMode.none  # none is exact
+    suppress_end: EndSuppression = EndSuppression.none  # how stop tokens are kept from early places
+    cache: CacheMode = CacheMode.none  # of keys and values
     horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
     refresh_every: int | None = None  # steps between refreshes inside a block; null = none
-    weights: RolloutWeights = RolloutWeights.auto  # replica: a copy in model.dtype
+    weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
     max_rows: int = 256  # rows decoded at the same time on one rank
 
 
 @dataclass
 class OptimConfig:
-    lr: float = MISSING
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    schedule: Schedule = Schedule.constant
+    lr: float = MISSING  # learning rate
+    beta1: float = 0.9  # of AdamW's mean of gradients
+    beta2: float = 0.999  # of its mean of their squares
+    eps: float = 1e-8  # in AdamW's denominator
+    weight_decay: float = 0.0  # AdamW's, decoupled from the gradient
+    max_grad_norm: float = 1.0  # longer gradients are shortened to it
+    schedule: Schedule = Schedule.constant  # of the learning rate, after the warm-up
     warmup_steps: int = 0  # optimizer steps
     rows_per_forward: int = 64  # rows of one learner forward on one rank; lower it to save memory
 
@@ -197,8 +198,8 @@ class CheckpointConfig:
 @dataclass
 class SFTDataConfig:
     habit_share: float = 0.0  # of the demonstrations, the share that shows the task's bad habit
-    batch_size: int = 128
-    log_every: int = 100
+    batch_size: int = 128  # demonstrations of an optimizer step
+    log_every: int = 100  # optimizer steps between lines of the log
 
 
 @dataclass
@@ -209,7 +210,7 @@ class BaseConfig:
     task: TaskConfig = MISSING
     rollout: RolloutConfig = MISSING
     cluster: ClusterConfig = MISSING
-    seed: int = 0
+    seed: int = 0  # of every random number of the run
     output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
 
 
@@ -225,9 +226,9 @@ class RunConfig(BaseConfig):
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     traces: TracePagesConfig = field(default_factory=TracePagesConfig)
-    num_steps: int = 80
+    num_steps: int = 80  # steps of rollout and update
     max_training_s: float | None = None  # end after this long in rollout, reward, update and sync
-    resume: str = "auto"  # auto | never | a checkpoint's folder
+    resume: str = "auto"  # auto = the newest of this run's folder | never | a checkpoint's folder
 
 
 @dataclass
@@ -238,7 +239,7 @@ class SFTConfig(BaseConfig):
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
-    num_steps: int = 1000
+    num_steps: int = 1000  # optimizer steps
 
 
 @dataclass
@@ -249,7 +250,7 @@ class EvalRunConfig(BaseConfig):
     checkpoints: list[str] = field(default_factory=list[str])  # empty = model.path
     data: DataConfig = field(default_factory=DataConfig)
     eval: GridConfig = field(default_factory=GridConfig)
-    split: Split = Split.test
+    split: Split = Split.test  # whose problems are evaluated
     results: str | None = None  # a folder; null = the run's own, in a sweep the sweep's
 
 
@@ -268,8 +269,8 @@ class ExportConfig:
 
     checkpoint: str = MISSING  # a checkpoint of a run, a policy or an adapter
     output: str = MISSING  # a new folder
-    dtype: Dtype = Dtype.float32
-    max_shard_size: str = "5GB"
+    dtype: Dtype = Dtype.float32  # of the written weights
+    max_shard_size: str = "5GB"  # of one safetensors file
     output_dir: str = ""  # as in BaseConfig
 
 
@@ -288,7 +289,7 @@ class ScoreConfig:
 class GenerateConfig(BaseConfig):
     """`python -m drift.generate`."""
 
-    prompt: str | None = None
+    prompt: str | None = None  # the prompt to complete
     input: str | None = None  # a file of prompts, one a line; - = standard input
     trace: str | None = None  # an HTML page to write
     chat: bool = True  # put the checkpoint's chat template, if it has one, around each prompt
@@ -299,9 +300,9 @@ class ToyConfig:
     """The lab's model: small enough that every answer can be counted."""
 
     num_words: int = 3  # that it can write; the first of them is its stop token
-    prompt_length: int = 2
+    prompt_length: int = 2  # tokens of the prompt
     sharpness: float = 2.0  # multiplies the head's random weights: how sure the network is
-    fit_steps: int = 100  # of training on a random distribution of answers; 0 = random weights
+    fit_steps: int = 100  # of training on random answers; 0 = random weights
 
 
 @dataclass
@@ -311,11 +312,11 @@ class LabConfig:
     rollout: RolloutConfig = MISSING
     toy: ToyConfig = field(default_factory=ToyConfig)
     toys: int = 8  # random networks that are averaged
-    draws: int = 32  # of masks, for each trajectory; even
+    draws: int = 32  # of masks for each trajectory; an even number
     groups: int = 2000  # of completions, for the table of objectives
     lag: float = 0.03  # between the policy and the one that sampled, as a share of each weight
     page: str | None = None  # a Markdown file whose part between the marks is made anew
-    seed: int = 0
+    seed: int = 0  # of the networks and of the draws
     output_dir: str = ""  # as in BaseConfig
 
 

@@ -35,7 +35,7 @@ class TrainDataConfig(DataConfig):
 class PrepareConfig:
     """`python -m drift.prepare`."""
 
-    dataset: Dataset = MISSING
+    dataset: Dataset = MISSING  # which one: data/README.md has their sources
     source: str | None = None  # the raw file or a folder of them; null = from the hub
     output: str = MISSING  # a folder
     exclude: list[str] = field(default_factory=list[str])  # prepared files: not to be in train

@@ -30,7 +30,7 @@ class Times(StrEnum):
 
 @dataclass
 class MaskingConfig:
-    strategy: MaskingStrategy = MISSING
+    strategy: MaskingStrategy = MISSING  # of the option
     prompt_mask_prob: float = 0.0  # of each prompt token, in each view, to be hidden too
 
 
@@ -38,20 +38,20 @@ class MaskingConfig:
 class SequentialConfig(MaskingConfig):
     """RLDF's masking (arXiv 2605.25638)."""
 
-    num_views: int = 4
+    num_views: int = 4  # denoising steps that are drawn
     temperature: float = 1.0  # of the choice of steps: .inf = uniform, 0 = the most surprising
     low_prob_threshold: float = 0.6  # masked later tokens score if as likely; 1 = none, 0 = all
 
 
 @dataclass
 class RandomConfig(MaskingConfig):
-    num_views: int = 4
-    ratio: float = 0.3
+    num_views: int = 4  # draws
+    ratio: float = 0.3  # share of the tokens that a view hides and scores
 
 
 @dataclass
 class CoupledConfig(MaskingConfig):
-    num_views: int = 2
+    num_views: int = 2  # even: a half and its complement
 
 
 @dataclass
@@ -60,12 +60,12 @@ class CoupledRatioConfig(MaskingConfig):
 
     num_views: int = 3  # everything hidden, a part, the rest; or several such triples
     min_ratio: float = 0.2  # the part's share of the tokens is drawn between the two
-    max_ratio: float = 0.8
+    max_ratio: float = 0.8  # the largest share of the part
 
 
 @dataclass
 class AllConfig(MaskingConfig):
-    num_views: int = 1
+    num_views: int = 1  # more only with prompt_mask_prob: nothing else differs
 
 
 @dataclass
@@ -82,8 +82,8 @@ class ReplayConfig(MaskingConfig):
 
 @dataclass
 class ElboConfig(MaskingConfig):
-    num_views: int = 4
-    times: Times = Times.stratified
+    num_views: int = 4  # draws of t
+    times: Times = Times.stratified  # how they are drawn together
     exact_count: bool = False  # hide a fixed number of tokens, not each with probability t
 
 
@@ -98,8 +98,8 @@ class QuadratureConfig(MaskingConfig):
 class BlockConfig(MaskingConfig):
     """SPG's masking (arXiv 2510.09541)."""
 
-    num_views: int = 2
-    block_length: int = MISSING
+    num_views: int = 2  # blocks that are drawn
+    block_length: int = MISSING  # tokens of a block; divides rollout.gen_length
 
 
 @dataclass

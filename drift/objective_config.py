@@ -5,18 +5,18 @@ from enum import StrEnum
 
 
 class AdvantageEstimator(StrEnum):
-    group_normalized = "group_normalized"
-    group_centered = "group_centered"
-    leave_one_out = "leave_one_out"
-    softmax = "softmax"
+    group_normalized = "group_normalized"  # minus the group's mean, over its std (GRPO)
+    group_centered = "group_centered"  # minus the group's mean (Dr. GRPO)
+    leave_one_out = "leave_one_out"  # minus the mean of the others (RLOO)
+    softmax = "softmax"  # softmax(A) - softmax(-A) over the group (wd1)
 
 
 class PolicyLoss(StrEnum):
-    reinforce = "reinforce"
-    ppo_clip = "ppo_clip"
-    sandwich = "sandwich"
-    boundary = "boundary"
-    self_normalized = "self_normalized"
+    reinforce = "reinforce"  # -A log p
+    ppo_clip = "ppo_clip"  # the ratio to the old policy times A, clipped
+    sandwich = "sandwich"  # a lower bound for good answers, an upper one for bad (SPG)
+    boundary = "boundary"  # a bound of the ratio that is a sum over views (BGPO)
+    self_normalized = "self_normalized"  # clipped ratios over their group's sum (StableDRL)
 
 
 class Level(StrEnum):
@@ -28,42 +28,42 @@ class Level(StrEnum):
 
 
 class KLEstimator(StrEnum):
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
+    k1 = "k1"  # log p - log q: pulls nowhere on average
+    k2 = "k2"  # (log p - log q)^2 / 2
+    k3 = "k3"  # q / p - 1 - log(q / p)
 
 
 class Normalization(StrEnum):
-    token = "token"
-    sample = "sample"
-    sequence = "sequence"
-    canvas = "canvas"
+    token = "token"  # mean over the scored tokens of the batch
+    sample = "sample"  # mean over completions of their means
+    sequence = "sequence"  # mean over completions of their sums
+    canvas = "canvas"  # the same, over rollout.gen_length
 
 
 class RewardControl(StrEnum):
     none = "none"
-    shuffle = "shuffle"
+    shuffle = "shuffle"  # the rewards of a step, over its completions
 
 
 class Importance(StrEnum):
     none = "none"
-    truncated = "truncated"
+    truncated = "truncated"  # corrects the rollouts of a cached sampler
 
 
 @dataclass
 class ObjectiveConfig:
-    policy_loss: PolicyLoss = PolicyLoss.reinforce
-    level: Level = Level.view
+    policy_loss: PolicyLoss = PolicyLoss.reinforce  # what is done with advantages and log-probs
+    level: Level = Level.view  # whose log-prob it is a function of
     num_updates: int = 1  # optimizer steps on one rollout
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
+    clip_high: float = 0.2  # and above 1 + clip_high
     bound_exponent: float | None = None  # of policy_loss=sandwich: beta > 1 of the upper bound
     bound_share: float | None = None  # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
-    advantage: AdvantageEstimator = AdvantageEstimator.group_normalized
-    normalization: Normalization = Normalization.sample
-    kl_coef: float = 0.0  # 0: no reference model is loaded
-    kl_estimator: KLEstimator = KLEstimator.k3
-    entropy_coef: float = 0.0
-    importance: Importance = Importance.none  # truncated: corrects a cached sampler's rollouts
+    advantage: AdvantageEstimator = AdvantageEstimator.group_normalized  # from rewards
+    normalization: Normalization = Normalization.sample  # what a token counts in the loss
+    kl_coef: float = 0.0  # of the KL to the start of the run; 0: no reference model is loaded
+    kl_estimator: KLEstimator = KLEstimator.k3  # p the policy, q the reference
+    entropy_coef: float = 0.0  # of the entropy, which is rewarded
+    importance: Importance = Importance.none  # p_policy / p_sampler as a weight of each token
     importance_cap: float = 2.0  # the most that a token counts
-    reward_control: RewardControl = RewardControl.none
+    reward_control: RewardControl = RewardControl.none  # for a run that must not learn

@@ -25,35 +25,32 @@ class Split(StrEnum):
 
 @dataclass
 class FilesConfig:
-    """Data files of a task, one for each split.
+    """Data files of a task, one for each split; data/README.md has the format."""
 
-    null = made from a seed, where the task can; for validation otherwise held out from train.
-    """
-
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
+    train: str | None = None  # a file; null = made from a seed, where the task can
+    validation: str | None = None  # a file; null = made, or else held out from train
+    test: str | None = None  # a file; null = made, where the task can
 
 
 @dataclass
 class RewardConfig:
     """Weights of the rewards that are added up; accuracy is counted apart from them."""
 
-    answer: float = 1.0  # of the task's own grade
-    format: float = 0.0  # of: exactly one answer, where the task asks for it, and nothing behind it
-    cells: float = 0.0  # sudoku: of the share of empty cells that are right
+    answer: float = 1.0  # weight of the task's own grade
+    format: float = 0.0  # weight of: one answer, where the task asks for it, nothing behind it
+    cells: float = 0.0  # weight of sudoku's share of empty cells that are right
     length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
     truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
 
 
 @dataclass
 class TaskConfig:
-    name: str = MISSING
+    name: str = MISSING  # of the task
     gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
     block_length: int = 32  # rollout.block_length takes it
     prompt: str = MISSING  # template over the fields of an example
-    system: str | None = None
-    long_prompts: LongPrompts = LongPrompts.refuse
+    system: str | None = None  # system prompt; null = none
+    long_prompts: LongPrompts = LongPrompts.refuse  # that do not fit the model
     files: FilesConfig = field(default_factory=FilesConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
 
@@ -67,10 +64,10 @@ class MathConfig(TaskConfig):
 
 @dataclass
 class GeneratedTaskConfig(TaskConfig):
-    seed: int = 0
-    train_size: int = 20_000
-    validation_size: int = 300
-    test_size: int = 1_000
+    seed: int = 0  # of the generated problems
+    train_size: int = 20_000  # generated problems
+    validation_size: int = 300  # generated problems
+    test_size: int = 1_000  # generated problems
 
 
 @dataclass
@@ -83,30 +80,30 @@ class OwnTaskConfig(GeneratedTaskConfig):
 
 @dataclass
 class CountdownConfig(GeneratedTaskConfig):
-    num_numbers: int = 3
-    max_number: int = 20
-    max_target: int = 60
+    num_numbers: int = 3  # of a generated problem
+    max_number: int = 20  # the largest of them
+    max_target: int = 60  # the largest result
     operators: str = "+-"  # used by generated problems; the grader reads + - * /
-    use_every_number: bool = True
+    use_every_number: bool = True  # an answer must use each number once; else it may leave some out
 
 
 @dataclass
 class SudokuConfig(GeneratedTaskConfig):
-    min_empty: int = 6  # of generated puzzles, which are 4x4
-    max_empty: int = 10
+    min_empty: int = 6  # the fewest empty cells of a generated puzzle, which is 4x4
+    max_empty: int = 10  # the most empty cells of a generated puzzle
 
 
 @dataclass
 class ArithmeticConfig(GeneratedTaskConfig):
-    max_number: int = 20
+    max_number: int = 20  # the largest number in a problem
     num_changes: int = 2  # gains and losses after the first number
 
 
 @dataclass
 class ReasoningGymConfig(GeneratedTaskConfig):
-    train_size: int = 2_000
-    validation_size: int = 100
-    test_size: int = 300
+    train_size: int = 2_000  # problems
+    validation_size: int = 100  # problems
+    test_size: int = 300  # problems
     dataset: str = "leg_counting"  # its name in reasoning-gym
     # of the data set; on the command line: +task.settings.NAME=VALUE
     settings: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -14,26 +14,26 @@ class TrackingBackend(StrEnum):
 
 class WandbMode(StrEnum):
     offline = "offline"  # files in the run's folder, for `wandb sync`
-    online = "online"
+    online = "online"  # the server
 
 
 @dataclass
 class TrackingConfig:
-    backend: TrackingBackend = MISSING
+    backend: TrackingBackend = MISSING  # of the option
 
 
 @dataclass
 class MlflowConfig(TrackingConfig):
     uri: str = "sqlite:///outputs/mlflow.db"  # a SQLite file, a server's http address, a database
-    experiment: str = "drift"
+    experiment: str = "drift"  # MLflow's name for runs that belong together
     system_metrics: bool = True  # CPU, memory, disk, network, GPU every ten seconds
 
 
 @dataclass
 class WandbConfig(TrackingConfig):
-    project: str = "drift"
+    project: str = "drift"  # of Weights & Biases
     entity: str | None = None  # a team; null = your own
-    mode: WandbMode = WandbMode.offline
+    mode: WandbMode = WandbMode.offline  # where the numbers go at once
 
 
 @dataclass

@@ -1,0 +1,84 @@
+"""The guides to a masking and to an objective: followed word by word in a copy of the package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from tests.conftest import ROOT, read_lines
+
+CODE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    """The code blocks of a page, without their indent."""
+    text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
+    return [dedent(code) for name, code in CODE.findall(text) if name == language]
+
+
+def follow(diff: str, folder: Path) -> None:
+    """Make the changes of a diff; the lines that it shows stand in the file exactly once."""
+    for hunk in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
+        name, *lines = hunk.splitlines()
+        before = "".join(line[1:] + "\n" for line in lines if line[0] in " -")
+        after = "".join(line[1:] + "\n" for line in lines if line[0] in " +")
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{name}: not there once:\n{before}"
+        (folder / name).write_text(text.replace(before, after), encoding="utf-8")
+
+
+def call(folder: Path, *words: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guide", "files", "overrides"),
+    [
+        (
+            "adding_a_masking.md",
+            {
+                "python": ("drift/masking/suffix.py", "tests/test_suffix.py"),
+                "yaml": ("conf/masking/suffix.yaml",),
+            },
+            ["masking=suffix", "masking.num_views=2"],
+        ),
+        (
+            "adding_an_objective.md",
+            {"python": ("tests/test_cispo.py",), "yaml": ("conf/objective/cispo.yaml",)},
+            ["objective=cispo", "masking=coupled"],
+        ),
+    ],
+)
+def test_the_guides_change_is_tested_and_trains(
+    guide: str, files: dict[str, tuple[str, ...]], overrides: list[str], tmp_path: Path
+) -> None:
+    for name in ("drift", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "tests").mkdir()
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for language, paths in files.items():
+        for path, code in zip(paths, blocks(guide, language), strict=True):
+            (tmp_path / path).write_text(code, encoding="utf-8")
+    for diff in blocks(guide, "diff"):
+        follow(diff, tmp_path)
+    call(tmp_path, "ruff", "check", "drift", "tests")
+    call(tmp_path, "ruff", "format", "--check", "drift", "tests")
+    (test,) = [path for path in files["python"] if path.startswith("tests/")]
+    call(tmp_path, "pytest", "-q", "-n0", "-p", "no:cacheprovider", test)
+    call(tmp_path, "drift.train", *overrides, "debug=smoke", "num_steps=1", "tracking=off",
+         "rollout.prompts_per_step=16", "hydra.run.dir=run")  # fmt: skip
+    assert read_lines(tmp_path / "run/metrics.jsonl")[1]["masking/scored_tokens"]
+    shown = (ROOT / "docs" / guide).read_text(encoding="utf-8")
+    assert f"python -m drift.train {' '.join(overrides)}\n" in shown

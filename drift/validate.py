@@ -70,6 +70,8 @@ POSITIVE = (
     "traces.rows",
     "checkpoint.keep",
     "num_steps",
+    "curriculum.max_rounds",
+    "curriculum.floor",
     "toys",
     "groups",
     "toy.prompt_length",
@@ -88,6 +90,7 @@ NOT_NEGATIVE = (
     "cluster.max_restarts",
     "cluster.signal_delay_s",
     "task.reward.length_penalty",
+    "task.reward.nfe_penalty",
     "masking.temperature",
     "eval.every",
     "eval.trace_problems",
@@ -114,6 +117,8 @@ FINITE = (
     "task.reward.format",
     "task.reward.cells",
     "task.reward.length_penalty",
+    "task.reward.nfe_penalty",
+    "curriculum.floor",
 )
 
 
@@ -122,6 +127,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (NOT_NEGATIVE, lambda value: not value < 0, "0 or more"),
     (FINITE, isfinite, "a finite number"),
     (("optim.beta1", "optim.beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("curriculum.decay",), lambda value: 0 <= value <= 1, "from 0 to 1"),
 )
 
 
@@ -244,6 +250,12 @@ def _task(task: TaskConfig) -> Iterator[str]:
             yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
     if task.reward.cells and not isinstance(task, SudokuConfig):
         yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
+    if task.reward.nfe_penalty > 0 and task.reward.nfe_penalty >= task.reward.answer:
+        yield (
+            f"task.reward.nfe_penalty={task.reward.nfe_penalty} must be below "
+            f"task.reward.answer={task.reward.answer}: a right answer, however slow, must be worth "
+            "more than a wrong one"
+        )
     if isinstance(task, SandboxConfig) and task.memory_mb < MIN_MEMORY_MB:
         yield (
             f"task.memory_mb={task.memory_mb} must be {MIN_MEMORY_MB} or more: "

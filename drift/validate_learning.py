@@ -15,6 +15,7 @@ from drift.config import (
     Normalization,
     PolicyLoss,
     RandomConfig,
+    RewardControl,
     RunConfig,
     SequentialConfig,
     Times,
@@ -110,6 +111,11 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
         )
     if objective.importance != Importance.none:
         yield from _importance(config)
+    if objective.reward_control == RewardControl.shuffle and config.curriculum.max_rounds > 1:
+        yield (
+            f"curriculum.max_rounds={config.curriculum.max_rounds} keeps groups by their own "
+            "rewards, which objective.reward_control=shuffle mixes; use curriculum.max_rounds=1"
+        )
     if objective.clip_low >= 1:
         yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"
     if config.rollout.temperature == 0:

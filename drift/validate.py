@@ -26,7 +26,7 @@ from drift.config import (
     TaskConfig,
 )
 from drift.errors import ConfigError
-from drift.validate_learning import masking_problems, objective_problems
+from drift.validate_learning import curriculum_problems, masking_problems, objective_problems
 
 MIN_MEMORY_MB = 128
 POSITIVE = (
@@ -165,6 +165,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
     if isinstance(config, RunConfig):
         yield from masking_problems(config)
         yield from objective_problems(config)
+        yield from curriculum_problems(config)
         yield from _ranks(config)
     if isinstance(config, EvalRunConfig):
         yield from _samples(config)

@@ -9,11 +9,13 @@ from drift.config import (
     CoupledRatioConfig,
     ElboConfig,
     Importance,
+    InformativeConfig,
     KLEstimator,
     Level,
     MaskingStrategy,
     Normalization,
     PolicyLoss,
+    PromptOrder,
     RandomConfig,
     RewardControl,
     RunConfig,
@@ -111,11 +113,6 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
         )
     if objective.importance != Importance.none:
         yield from _importance(config)
-    if objective.reward_control == RewardControl.shuffle and config.curriculum.max_rounds > 1:
-        yield (
-            f"curriculum.max_rounds={config.curriculum.max_rounds} keeps groups by their own "
-            "rewards, which objective.reward_control=shuffle mixes; use curriculum.max_rounds=1"
-        )
     if objective.clip_low >= 1:
         yield f"objective.clip_low={objective.clip_low} must be below 1: the ratio is positive"
     if config.rollout.temperature == 0:
@@ -125,6 +122,21 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
         )
     yield from _level(config)
     yield from _bounds(config)
+
+
+def curriculum_problems(config: RunConfig) -> Iterator[str]:
+    """What cannot work in the choice of prompts."""
+    settings, control = config.curriculum, config.objective.reward_control
+    if (settings.order == PromptOrder.informative) != isinstance(settings, InformativeConfig):
+        yield (
+            f"curriculum.order={settings.order} is not set by itself; "
+            f"use curriculum={settings.order}"
+        )
+    if control == RewardControl.shuffle and settings.max_rounds > 1:
+        yield (
+            f"curriculum.max_rounds={settings.max_rounds} keeps groups by their own rewards, which "
+            "objective.reward_control=shuffle mixes; use curriculum.max_rounds=1"
+        )
 
 
 def _importance(config: RunConfig) -> Iterator[str]:

@@ -157,7 +157,11 @@ CHARTS = [
         for metric, words in CURVES.items()
         for axis in AXES
     ),
-    Chart(title="accuracy against NFE", sheet="accuracy_nfe", draw=accuracy_over_nfe),
+    Chart(
+        title="accuracy against NFE (ringed: the Pareto front)",
+        sheet="accuracy_nfe",
+        draw=accuracy_over_nfe,
+    ),
     Chart(title="where the time goes", sheet="phases", draw=phase_shares),
 ]
 

@@ -18,6 +18,12 @@ def _groups(rewards_B: Tensor, group_size: int) -> Tensor:
     return rewards_B.view(-1, group_size)
 
 
+def spread(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Highest minus lowest reward of each group: [P]. Arguments and errors as `group_centered`."""
+    rewards_PG = _groups(rewards_B, group_size)
+    return rewards_PG.amax(1) - rewards_PG.amin(1)
+
+
 def group_centered(rewards_B: Tensor, group_size: int) -> Tensor:
     """Reward minus its group's mean (Dr. GRPO, arXiv 2503.20783).
 
@@ -81,9 +87,7 @@ def estimate(rewards_B: Tensor, group_size: int, estimator: AdvantageEstimator) 
         group_size: G >= 2, divides B.
         estimator: one of ESTIMATORS.
     """
-    rewards_PG = _groups(rewards_B, group_size)
-    spread_P = rewards_PG.amax(1) - rewards_PG.amin(1)
-    varied_P = spread_P > SAME_REWARD
+    varied_P = spread(rewards_B, group_size) > SAME_REWARD
     values_B = ESTIMATORS[estimator](rewards_B, group_size)
     used_B = varied_P.repeat_interleave(group_size)
     return Advantages(

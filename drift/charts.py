@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from drift.runs import Curve, Group
+from drift.runs import Curve, Group, on_front
 from drift.tracking import PHASES, shortened
 
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
@@ -132,7 +132,22 @@ def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
 
 
 def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
-    """Where each group ends: test accuracy with its interval against network evaluations."""
+    """Where each group ends: test accuracy with its interval against network evaluations.
+
+    A line with rings joins the groups on the Pareto front.
+    """
+    ends = [
+        (group.figure("NFE"), group.accuracy("last"))
+        for group, front in zip(groups, on_front(groups), strict=True)
+        if front
+    ]
+    front = sorted((nfe, accuracy.value) for nfe, accuracy in ends if nfe is not None and accuracy)
+    if len(groups) > 1 and front:
+        axes.plot(
+            [nfe for nfe, _ in front], [value for _, value in front], color="#999999",
+            linewidth=1, marker="o", markersize=11, markerfacecolor="none", zorder=1,
+            drawstyle="steps-post", label="Pareto front",
+        )  # fmt: skip
     for group, look in zip(groups, looks(groups), strict=True):
         accuracy, nfe = group.accuracy("last"), group.figure("NFE")
         if accuracy is None or nfe is None:
@@ -174,7 +189,11 @@ CHARTS = [
         for metric, words in CURVES.items()
         for axis in AXES
     ),
-    Chart(title="accuracy against NFE", sheet="accuracy_nfe", draw=accuracy_over_nfe),
+    Chart(
+        title="accuracy against NFE (ringed: the Pareto front)",
+        sheet="accuracy_nfe",
+        draw=accuracy_over_nfe,
+    ),
     Chart(title="where the time goes", sheet="phases", draw=phase_shares),
 ]
 

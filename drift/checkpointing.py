@@ -1,10 +1,10 @@
 """Checkpoints: whole or not there, checked when read, taken up where they were written.
 
 A checkpoint is a folder `checkpoints/step_000040/` with the policy in its family's own format
-(`policy/`), AdamW's state in safetensors under our names of the parameters, and `state.json`: the
-trainer's progress, and the size and SHA-256 of every file. It is written beside under another name,
-flushed, and renamed. Every rank writes and checks its share of the files. Nothing in it depends on
-the number of ranks or the ZeRO stage, and nothing is pickled.
+(`policy/`), AdamW's state in safetensors under our names of the parameters, a curriculum's pass
+rates, and `state.json`: the trainer's progress, and the size and SHA-256 of every file. It is
+written beside under another name, flushed, and renamed. Every rank writes and checks its share of
+the files. Nothing in it depends on the number of ranks or the ZeRO stage, and nothing is pickled.
 """
 
 import logging
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drift import zero
@@ -27,11 +28,19 @@ from drift.policy.loading import read_json, save_policy, stored_weights
 from drift.policy.shards import open_shard, shard_of_tensor, write_shards
 
 OPTIMIZER = "optimizer"  # stem of the files of AdamW's state
+CURRICULUM = "curriculum.safetensors"
 BACKBONE = "backbone."  # of a policy's parameter names
 log = logging.getLogger("drift")
 
 
-def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    engine: Engine,
+    policy: Policy,
+    progress: dict[str, Any],
+    curriculum: dict[str, Tensor],
+) -> Path:
     """Write `folder/step_<step>`; what stood there under that name is replaced at the end.
 
     Args:
@@ -39,6 +48,7 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
         step: optimizer steps done.
         engine, policy: what to save; every rank calls.
         progress: the trainer's own state, plain JSON.
+        curriculum: the state of the choice of prompts, the same on every rank; may be empty.
 
     Raises:
         CheckpointError: some rank could not write; the checkpoints before it are as they were.
@@ -49,6 +59,9 @@ def save(folder: Path, step: int, engine: Engine, policy: Policy, progress: dict
     together(engine, beside, lambda: make_room(folder, beside), main_only=True)
     together(engine, beside, lambda: write_weights(beside / "policy", engine, policy))
     together(engine, beside, lambda: write_moments(beside, engine))
+    if curriculum:
+        file = beside / CURRICULUM
+        together(engine, beside, lambda: save_file(curriculum, file), main_only=True)
     together(engine, beside, lambda: digests.update(flushed_digests(beside, engine)))
     files = {name: digest for part in engine.gather([digests]) for name, digest in part.items()}
     state = {"step": step, "progress": progress, "engine": engine.progress(), "files": files}
@@ -214,6 +227,12 @@ def restore(folder: Path, state: dict[str, Any], engine: Engine) -> None:
         engine.set_progress(**state["engine"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}/state.json is of another version: {error}") from None
+
+
+def curriculum_state(folder: Path) -> dict[str, Tensor]:
+    """The state of the choice of prompts; empty where the run had none to save."""
+    file = folder / CURRICULUM
+    return load_file(file) if file.exists() else {}
 
 
 @torch.no_grad()

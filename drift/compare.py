@@ -25,6 +25,7 @@ from drift.runs import (
     from_sweep,
     grouped,
     horizon,
+    on_front,
 )
 from drift.stores import HTTP, comparison_address, open_experiment, ui_command
 
@@ -41,13 +42,16 @@ class Comparison:
         self.title = title
         self.runs = runs
         self.groups = grouped(runs)
+        self.front = [
+            group for group, front in zip(self.groups, on_front(self.groups), strict=True) if front
+        ]
         self.settings = list(runs[0].settings)
         self.ends = {axis: horizon(runs, axis) for axis in SPEEDS}
 
     def columns(self) -> list[str]:
         speeds = [f"mean to {end:.0f} {SPEEDS[axis]}" for axis, end in self.ends.items() if end]
         names = self.settings or ["run"]
-        return [*names, "runs", *ACCURACIES.values(), *speeds, *FIGURES]
+        return [*names, "runs", *ACCURACIES.values(), *speeds, *FIGURES, "front"]
 
     def row(self, group: Group) -> list[str]:
         """A group's cells, in the order of `columns`."""
@@ -60,6 +64,7 @@ class Comparison:
             f"{finished}/{len(group.runs)}",
             *("" if estimate is None else str(estimate) for estimate in estimates),
             *("" if value is None else format(value, FORMATS[name]) for name, value in figures),
+            "*" if group in self.front else "",
         ]
 
     def findings(self) -> Iterator[str]:
@@ -89,6 +94,8 @@ class Comparison:
             "Curves: mean over seeds, the reward's a running mean of 5 steps; bands reach from "
             "the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
+            "front: * where no other setting has both a final accuracy as high and an NFE as low "
+            "(Pareto front of the means; intervals are not asked).",
         ]
 
     def counts(self) -> str:

@@ -15,6 +15,11 @@ from drift.cluster_config import (
     SlurmConfig as SlurmConfig,
     SubmititConfig as SubmititConfig,
 )
+from drift.curriculum_config import (
+    CurriculumConfig as CurriculumConfig,
+    InformativeConfig as InformativeConfig,
+    PromptOrder as PromptOrder,
+)
 from drift.data_config import DataConfig, PrepareConfig, TrainDataConfig
 from drift.eval_config import (
     EvalConfig as EvalConfig,
@@ -220,6 +225,7 @@ class RunConfig(BaseConfig):
 
     masking: MaskingConfig = MISSING
     objective: ObjectiveConfig = MISSING
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = MISSING
     tracking: TrackingConfig = MISSING
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
@@ -347,6 +353,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "left_to_right": LeftToRightConfig,
     },
     "rollout": {"base": RolloutConfig},
+    "curriculum": {"base": CurriculumConfig, "informative": InformativeConfig},
     "objective": {"base": ObjectiveConfig},
     "optim": {"base": OptimConfig},
     "cluster": {"base": ClusterConfig, "submitit": SubmititConfig, "slurm": SlurmConfig},

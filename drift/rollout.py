@@ -57,6 +57,7 @@ def collect(
         examples,
         texts,
         length_shares=(trace.length_B / trace.canvas_BC.shape[1]).tolist(),
+        nfe_shares=(trace.nfe_B / config.steps).tolist(),
         finished=trace.finished_B.tolist(),
     )
     return Rollout(

@@ -9,13 +9,14 @@ from typing import Any
 
 from drift.config import MlflowConfig
 from drift.errors import ConfigError
-from drift.stats import Estimate, mean_height, t_interval, wilson
+from drift.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
 from drift.sweep import SWEEP, by_key, refresh
 from drift.tracking import CARD, PHASES, TRAINING, MetricsFile, read_card
 
 METRICS = (
-    "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "mem/peak_gib",
+    "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "rollout/drawn_prompts",
+    "mem/peak_gib",
     *(f"time/{phase}_s" for phase in PHASES),
 )  # fmt: skip
 CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
@@ -48,11 +49,17 @@ class RunRecord:
         return max((line[STEP] for line in self.lines), default=0)
 
     @property
-    def samples_per_step(self) -> int:
-        """Completions of one step."""
+    def samples(self) -> list[float]:
+        """Completions up to each line; dynamic sampling logs how many prompts it drew."""
         keys = ("rollout.prompts_per_step", "rollout.group_size")
         prompts, group = (int(self.params[key]) for key in keys)
-        return prompts * group
+        extra = accumulate(
+            line.get("rollout/drawn_prompts", prompts) - prompts for line in self.lines
+        )
+        return [
+            float(group * (prompts * line[STEP] + more))
+            for line, more in zip(self.lines, extra, strict=True)
+        ]
 
     @property
     def seconds(self) -> list[float]:
@@ -62,10 +69,9 @@ class RunRecord:
 
     def curve(self, metric: str, axis: str) -> Curve:
         """The metric over steps, seconds (of training) or samples, where it was logged."""
-        places = self.seconds
-        if axis != "seconds":
-            scale = self.samples_per_step if axis == "samples" else 1
-            places = [float(scale * line[STEP]) for line in self.lines]
+        places = self.samples if axis == "samples" else self.seconds
+        if axis == "steps":
+            places = [float(line[STEP]) for line in self.lines]
         found = [
             (x, line[metric]) for x, line in zip(places, self.lines, strict=True) if metric in line
         ]
@@ -170,6 +176,15 @@ def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:
     """Where the shortest of the finished runs ends: as far as all can be compared."""
     ends = [run.curve("eval/accuracy", axis)[0][-1:] for run in runs if run.status == "finished"]
     return min((end[0] for end in ends if end), default=None)
+
+
+def on_front(groups: list[Group]) -> list[bool]:
+    """Which groups no other beats in final accuracy and NFE together; False without the two."""
+    ends = [(group.figure("NFE"), group.accuracy("last")) for group in groups]
+    places = [i for i, (nfe, accuracy) in enumerate(ends) if nfe is not None and accuracy]
+    points = [(nfe, accuracy.value) for nfe, accuracy in ends if nfe is not None and accuracy]
+    front = dict(zip(places, pareto_front(points), strict=True))
+    return [front.get(i, False) for i in range(len(groups))]
 
 
 def grouped(runs: list[RunRecord]) -> list[Group]:

@@ -104,6 +104,21 @@ def mean_height(xs: list[float], ys: list[float], end: float) -> float:
     return area / (end - xs[0])
 
 
+def pareto_front(points: list[tuple[float, float]]) -> list[bool]:
+    """Which (cost, value) points no other point beats: Pareto's front (Pareto, 1906).
+
+    A point is beaten by one that costs no more and is worth no less, and is better in one of the
+    two. Equal points do not beat each other.
+
+    Args:
+        points: lower cost is better, higher value is better; none is NaN.
+    """
+    return [
+        not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
+        for cost, value in points
+    ]
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that one or more of k completions, drawn from n without putting back, are right.
 

@@ -40,6 +40,7 @@ class RewardConfig:
     format: float = 0.0  # weight of: one answer, where the task asks for it, nothing behind it
     cells: float = 0.0  # weight of sudoku's share of empty cells that are right
     length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
+    nfe_penalty: float = 0.0  # subtracted from a right answer of `rollout.steps` evaluations
     truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
 
 

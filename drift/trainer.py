@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from drift import checkpointing, rng
 from drift.advantage import estimate
 from drift.config import RewardControl, RolloutWeights, RunConfig, SlurmConfig, Split
+from drift.curriculum import Curriculum
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import EvalResult, Problems, evaluate
@@ -31,12 +31,6 @@ from drift.types import Advantages, MaskedViews, PromptBatch, Rollout, StepRepor
 from drift.update import update
 
 log = logging.getLogger("drift")
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
-    """The order of the training problems in one epoch."""
-    return rng.permutation(rng.stream(seed, "order", epoch), size)
 
 
 def sampler_of(policy: Policy, config: RunConfig) -> Policy:
@@ -77,6 +71,7 @@ class Trainer:
         self.task = task
         self.problems = problems
         self.report = report
+        self.curriculum = Curriculum(config, engine, problems[Split.train])
         self.progress = Progress()
         self.checkpoints = Path(config.output_dir) / "checkpoints"
         self.counted_at = time.perf_counter()
@@ -85,16 +80,12 @@ class Trainer:
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
         config, step = self.config, self.progress.step
-        with self.phase("rollout"), self.engine.autocast():
-            key = rng.stream(config.seed, "rollout", step)
-            rollout = collect(
-                self.sampler, self.task, self.prompts(step), config.rollout, key, step
-            )
-        self.move_time("rollout", "reward", rollout.reward_s)
+        drawn = self.curriculum.sample(step, self.complete)
         with self.phase("update"):
-            advantages = estimate(
-                self.rewards(rollout), config.rollout.group_size, config.objective.advantage
-            )
+            metrics = step_metrics(self.engine, drawn, self.advantages(drawn))
+            rollout = self.curriculum.select(drawn)
+            metrics |= self.curriculum.metrics(drawn, rollout)
+            advantages = self.advantages(rollout)
             key = rng.stream(config.seed, "gap", step)
             gap = sampler_gap(self.engine, self.policy, rollout, config, key)
             key = rng.stream(config.seed, "masking", step)
@@ -108,22 +99,21 @@ class Trainer:
             with self.phase("sync"):
                 self.sampler.refresh(self.policy)
         warn_of_gap(gap["gap/kl"])
-        metrics = step_metrics(self.engine, rollout, advantages) | gap
-        return rollout, StepReport(metrics=metrics | report.metrics)
+        return drawn, StepReport(metrics=metrics | gap | report.metrics)
 
-    def prompts(self, step: int) -> PromptBatch:
-        """This rank's prompts of a step: the next ones in the epoch's random order."""
-        train, count = self.problems[Split.train], self.config.rollout.prompts_per_step
-        chosen: list[int] = []
-        for position in range(step * count, (step + 1) * count):
-            epoch, place = divmod(position, len(train.ids))
-            chosen.append(epoch_order(self.config.seed, epoch, len(train.ids))[place])
-        mine = self.engine.share(count, "rollout.prompts_per_step")
-        return PromptBatch(
-            examples=[train.examples[i] for i in chosen[mine]],
-            ids=[train.ids[i] for i in chosen[mine]],
-            first_prompt=mine.start,
-        )
+    def complete(self, prompts: PromptBatch) -> Rollout:
+        """The completions of this rank's prompts, graded."""
+        config, step = self.config, self.progress.step
+        with self.phase("rollout"), self.engine.autocast():
+            key = rng.stream(config.seed, "rollout", step)
+            rollout = collect(self.sampler, self.task, prompts, config.rollout, key, step)
+        self.move_time("rollout", "reward", rollout.reward_s)
+        return rollout
+
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """How much better each completion is than the others of its prompt."""
+        size, estimator = self.config.rollout.group_size, self.config.objective.advantage
+        return estimate(self.rewards(rollout), size, estimator)
 
     def rewards(self, rollout: Rollout) -> torch.Tensor:
         """[B] float32; shuffled over all ranks for the control run, which must not learn."""
@@ -245,8 +235,9 @@ class Trainer:
             self.count_wall_time()
             try:
                 path = checkpointing.save(
-                    self.checkpoints, progress.step, self.engine, self.policy, asdict(progress)
-                )
+                    self.checkpoints, progress.step, self.engine, self.policy, asdict(progress),
+                    self.curriculum.state(),
+                )  # fmt: skip
             except CheckpointError as error:
                 log.warning("step %d has no checkpoint, the run goes on: %s", progress.step, error)
                 return
@@ -264,6 +255,7 @@ class Trainer:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}/state.json is of another version: {error}") from None
+        self.curriculum.load(checkpointing.curriculum_state(folder))
         self.report.checkpoint = str(folder)
 
     def count_wall_time(self) -> None:

@@ -26,7 +26,7 @@ from drift.config import (
     TaskConfig,
 )
 from drift.errors import ConfigError
-from drift.validate_learning import masking_problems, objective_problems
+from drift.validate_learning import curriculum_problems, masking_problems, objective_problems
 
 MIN_MEMORY_MB = 128
 POSITIVE = (
@@ -71,6 +71,8 @@ POSITIVE = (
     "checkpoint.keep",
     "num_steps",
     "max_training_s",
+    "curriculum.max_rounds",
+    "curriculum.floor",
     "toys",
     "groups",
     "toy.prompt_length",
@@ -89,6 +91,7 @@ NOT_NEGATIVE = (
     "cluster.max_restarts",
     "cluster.signal_delay_s",
     "task.reward.length_penalty",
+    "task.reward.nfe_penalty",
     "masking.temperature",
     "eval.every",
     "eval.trace_problems",
@@ -115,6 +118,8 @@ FINITE = (
     "task.reward.format",
     "task.reward.cells",
     "task.reward.length_penalty",
+    "task.reward.nfe_penalty",
+    "curriculum.floor",
 )
 
 
@@ -123,6 +128,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (NOT_NEGATIVE, lambda value: not value < 0, "0 or more"),
     (FINITE, isfinite, "a finite number"),
     (("optim.beta1", "optim.beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("curriculum.decay",), lambda value: 0 <= value <= 1, "from 0 to 1"),
 )
 
 
@@ -160,6 +166,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
     if isinstance(config, RunConfig):
         yield from masking_problems(config)
         yield from objective_problems(config)
+        yield from curriculum_problems(config)
         yield from _ranks(config)
     if isinstance(config, EvalRunConfig):
         yield from _samples(config)
@@ -245,6 +252,12 @@ def _task(task: TaskConfig) -> Iterator[str]:
             yield f"task.num_numbers={task.num_numbers} must be from 2 to 6"
     if task.reward.cells and not isinstance(task, SudokuConfig):
         yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
+    if task.reward.nfe_penalty > 0 and task.reward.nfe_penalty >= task.reward.answer:
+        yield (
+            f"task.reward.nfe_penalty={task.reward.nfe_penalty} must be below "
+            f"task.reward.answer={task.reward.answer}: a right answer, however slow, must be worth "
+            "more than a wrong one"
+        )
     if isinstance(task, SandboxConfig) and task.memory_mb < MIN_MEMORY_MB:
         yield (
             f"task.memory_mb={task.memory_mb} must be {MIN_MEMORY_MB} or more: "

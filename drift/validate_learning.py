@@ -9,12 +9,15 @@ from drift.config import (
     CoupledRatioConfig,
     ElboConfig,
     Importance,
+    InformativeConfig,
     KLEstimator,
     Level,
     MaskingStrategy,
     Normalization,
     PolicyLoss,
+    PromptOrder,
     RandomConfig,
+    RewardControl,
     RunConfig,
     SequentialConfig,
     Times,
@@ -119,6 +122,21 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
         )
     yield from _level(config)
     yield from _bounds(config)
+
+
+def curriculum_problems(config: RunConfig) -> Iterator[str]:
+    """What cannot work in the choice of prompts."""
+    settings, control = config.curriculum, config.objective.reward_control
+    if (settings.order == PromptOrder.informative) != isinstance(settings, InformativeConfig):
+        yield (
+            f"curriculum.order={settings.order} is not set by itself; "
+            f"use curriculum={settings.order}"
+        )
+    if control == RewardControl.shuffle and settings.max_rounds > 1:
+        yield (
+            f"curriculum.max_rounds={settings.max_rounds} keeps groups by their own rewards, which "
+            "objective.reward_control=shuffle mixes; use curriculum.max_rounds=1"
+        )
 
 
 def _importance(config: RunConfig) -> Iterator[str]:

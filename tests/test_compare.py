@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.errors import ConfigError
 from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon, telling
-from drift.stats import mean_height, t_interval, wilson
+from drift.stats import mean_height, pareto_front, t_interval, wilson
 from drift.stores import comparison_address, open_experiment
 from drift.tracking import Tracker
 from tests.conftest import Run
@@ -79,7 +80,7 @@ def test_mean_height_is_within_the_curve(steps: list[tuple[float, float]], share
 def test_figures_of_a_run() -> None:
     run = make_run()
     assert run.steps == 2
-    assert run.samples_per_step == 8
+    assert run.samples == [0.0, 8.0, 16.0]
     assert run.seconds == [0.0, 2.0, 4.0]  # without evaluation
     assert run.figure("tokens/s") == 40.0
     assert run.figure("NFE") == 4.0
@@ -88,6 +89,51 @@ def test_figures_of_a_run() -> None:
     assert run.curve("eval/accuracy", "seconds") == ([0.0, 2.0, 4.0], [0.2, 0.4, 0.6])
     assert run.phase_shares["rollout"] == 0.5
     assert math.isclose(sum(run.phase_shares.values()), 1)
+
+
+def test_samples_count_what_dynamic_sampling_drew() -> None:
+    run = make_run()
+    for line, drawn in zip(run.lines[1:], (12.0, 4.0), strict=True):
+        line["rollout/drawn_prompts"] = drawn  # of 4 a round, 2 completions each
+    assert run.samples == [0.0, 24.0, 32.0]
+    assert run.curve("eval/accuracy", "samples") == ([0.0, 24.0, 32.0], [0.2, 0.4, 0.6])
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
+
+
+@given(POINTS)
+def test_the_pareto_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    kept = [point for point, on in zip(points, front, strict=True) if on]
+    assert bool(kept) == bool(points)
+    for (cost, value), on in zip(points, front, strict=True):
+        beaten = [(c <= cost and v > value) or (c < cost and v >= value) for c, v in points]
+        assert on != any(beaten)
+        # whatever is not on the front is beaten by something that is
+        assert on or any((c <= cost and v >= value) for c, v in kept)
+    rising = sorted(set(kept))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(rising))
+
+
+@given(POINTS, st.randoms())
+def test_the_pareto_front_does_not_depend_on_order(
+    points: list[tuple[float, float]], random
+) -> None:
+    before = dict(zip(points, pareto_front(points), strict=True))
+    random.shuffle(points)
+    assert dict(zip(points, pareto_front(points), strict=True)) == before
+
+
+def test_the_settings_on_the_front_are_marked() -> None:
+    """NFE 4 after two steps, 3 after three: slower and worse is beaten, the fast one is not."""
+    best = make_run("best", accuracies=(0.2, 0.4, 0.8))
+    beaten = make_run("beaten", accuracies=(0.2, 0.4, 0.6))
+    fast = make_run("fast", accuracies=(0.2, 0.3, 0.4, 0.5))
+    waiting = RunRecord(name="3", settings={"masking": "none"}, params={}, status="waiting")
+    comparison = Comparison("s", [best, beaten, fast, waiting])
+    assert comparison.columns()[-1] == "front"
+    assert [comparison.row(group)[-1] for group in comparison.groups] == ["*", "", "*", ""]
 
 
 def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:

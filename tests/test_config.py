@@ -118,6 +118,22 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["task=gsm8k", "task.time_limit_s=inf"], "task.time_limit_s=inf must be a finite number"),
         (["task.reward.format=nan"], "task.reward.format=nan must be a finite number"),
         (["task.reward.cells=1"], "task.reward.cells=1.0 does not apply to task=countdown"),
+        (["task.reward.nfe_penalty=-1"], "task.reward.nfe_penalty=-1.0 must be 0 or more"),
+        (
+            ["task.reward.nfe_penalty=1"],
+            "task.reward.nfe_penalty=1.0 must be below task.reward.answer=1.0: a right answer",
+        ),
+        (["curriculum.max_rounds=0"], "curriculum.max_rounds=0 must be greater than 0"),
+        (["curriculum=informative", "curriculum.floor=0"], "curriculum.floor=0.0 must be greater"),
+        (["curriculum=informative", "curriculum.decay=2"], "curriculum.decay=2.0 must be from 0"),
+        (
+            ["curriculum.order=informative"],
+            "curriculum.order=informative is not set by itself; use curriculum=informative",
+        ),
+        (
+            ["curriculum.max_rounds=2", "objective.reward_control=shuffle"],
+            "curriculum.max_rounds=2 keeps groups by their own rewards, which",
+        ),
         (["task.reward.length_penalty=-1"], "task.reward.length_penalty=-1.0 must be 0 or more"),
         (["data.max_overlap=2"], "data.max_overlap=2.0 must be within 0 and 1"),
         (["task=code", "task.memory_mb=64"], "task.memory_mb=64 must be 128 or more"),

@@ -67,6 +67,19 @@ def test_length_is_paid_for_in_proportion() -> None:
     assert [score.reward for score in scores] == [0.875, 0.5, -0.5]
 
 
+def test_evaluations_are_paid_for_by_right_answers_alone() -> None:
+    """A wrong answer earns 0 however fast, so that giving up early is worth nothing."""
+    task, example = countdown(nfe_penalty=0.4)
+    texts = ["\\boxed{9+5-3}", "\\boxed{9+5-3}", "\\boxed{9}", "\\boxed{9}"]
+    scores = grade(task, [example] * 4, texts, nfe_shares=[0.25, 1.0, 0.25, 1.0])
+    assert [score.reward for score in scores] == pytest.approx([0.9, 0.6, 0, 0])
+    assert [score.rewards["nfe_share"] for score in scores] == [0.25, 1, 0, 0]
+    assert [score.rewards["answer"] for score in scores] == [1, 1, 0, 0]
+    free, example = countdown()
+    (score,) = grade(free, [example], texts[:1], nfe_shares=[1.0])
+    assert (score.reward, score.rewards) == (1, {"answer": 1, "format": 1})
+
+
 @pytest.mark.parametrize(("rule", "reward"), [(Truncated.keep, 1.2), (Truncated.zero, 0.0)])
 def test_a_truncated_completion_keeps_or_loses_its_reward(rule: Truncated, reward: float) -> None:
     task, example = countdown(format=0.2, truncated=rule)

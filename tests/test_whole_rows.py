@@ -44,7 +44,7 @@ def all_logps(policy: Policy, rollout: Rollout, views: MaskedViews) -> Tensor:
     wanted_KBC = views.hidden_KBC & rollout.trace.committed_BC
     masks = prompt_masks(views, rollout)
     (batch,) = micro_batches(rollout, views.hidden_KBC, wanted_KBC, policy.special, 10_000, masks)
-    logp_N, _ = score(policy, batch, 1.0)
+    logp_N, *_ = score(policy, batch, 1.0)
     place = (batch.view_N, batch.batch_N, batch.canvas_N)
     return torch.zeros(views.hidden_KBC.shape).index_put(place, logp_N)
 

@@ -74,7 +74,9 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     logged = set().union(*(line.keys() for line in lines)) - {"step"}
     documented = (ROOT / "docs" / "metrics.md").read_text()
     assert [name for name in sorted(logged) if f"`{name}`" not in documented] == []
-    assert set(re.findall(r"^\| `([^`]+)`", documented, re.MULTILINE)) - logged == {"kl/k1"}
+    assert set(re.findall(r"^\| `([^`]+)`", documented, re.MULTILINE)) - logged == {
+        "kl/k1", "value/loss", "value/mean", "value/explained_variance",
+    }  # fmt: skip
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:

@@ -124,7 +124,7 @@ def with_head(seed: int = 1) -> Policy:
     policy.attach_value_head()
     assert policy.value_head is not None
     with torch.no_grad():
-        policy.value_head.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+        policy.value_head.weight.normal_(std=3.0, generator=torch.Generator().manual_seed(3))
         policy.value_head.bias.fill_(0.4)
     return policy
 
@@ -238,7 +238,7 @@ def test_the_second_update_clips_by_the_values_before_the_first() -> None:
 
 def test_only_the_heads_learning_rate_is_the_heads() -> None:
     states: dict[str, Policy] = {}
-    for lr in ("null", "0.05"):
+    for lr in ("0.003", "0.05"):
         states[lr] = with_head()
         choice = ("experiment=tracerl_value", f"objective.value.lr={lr}", "objective.num_updates=1")
         trained(states[lr], sampled(make_policy(seed=1)), settings_of(*choice))

@@ -59,7 +59,11 @@ class SpecialIds:
 
 
 class ValueHead(nn.Module):
-    """A number for each hidden state, in float32; 0 until it is trained."""
+    """A number for each hidden state, in float32; 0 until it is trained.
+
+    The mean over the width of weight * hidden state, plus a bias: hidden states come from a norm,
+    so AdamW moves the number by about its learning rate in an update, whatever the width.
+    """
 
     def __init__(self, hidden_size: int, device: torch.device):
         super().__init__()
@@ -68,7 +72,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            return hidden_ND.float() @ self.weight.float() + self.bias.float()
+            mean_N = hidden_ND.float() @ (self.weight.float() / len(self.weight))
+            return mean_N + self.bias.float()
 
 
 class Policy(nn.Module):

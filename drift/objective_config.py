@@ -59,7 +59,7 @@ class ValueConfig:
     gae_lambda: float = 1.0  # 1: the reward alone is the target, 0: the next step's value
     clip: float = 0.2  # how far from its old value a token's value counts as improved
     coef: float = 0.1  # of the value loss beside the policy's
-    lr: float = 0.03  # of the head: about as much as one update moves a value
+    lr: float = 0.1  # of the head: about as much as one update moves a value
 
 
 @dataclass

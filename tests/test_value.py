@@ -110,11 +110,11 @@ def test_explained_variance_by_hand() -> None:
     assert summary(same) == {"value/mean": 0.25}
 
 
-def sampled(policy: Policy) -> Rollout:
+def sampled(policy: Policy, key: int = KEY) -> Rollout:
     """Three groups of four completions; the third's rewards are equal."""
     prompts = [[5, 6, 7], [8, 9, 10, 11, 5], [4]]
     repeated = [ids for ids in prompts for _ in range(GROUP)]
-    trace = decode(policy, repeated, torch.arange(len(repeated)), rollout_config(), KEY)
+    trace = decode(policy, repeated, torch.arange(len(repeated)), rollout_config(), key)
     return make_rollout(prompts, trace, group_size=GROUP)
 
 
@@ -281,3 +281,21 @@ def test_equal_rewards_teach_the_value_model() -> None:
     assert "value/explained_variance" not in report.metrics
     assert policy.value_head is not None
     assert policy.value_head.bias.item() == pytest.approx(run.optim.lr, rel=1e-3)
+
+
+def test_the_value_model_learns_which_prompts_are_easy() -> None:
+    run = settings_of("experiment=tracerl_value", "masking.shrink=1", lr=1e-4, rows=64)
+    policy = make_policy(seed=1)
+    policy.attach_value_head()
+    engine = Engine(ClusterConfig(name="local"), Dtype.float32)
+    engine.prepare(policy, run.optim, 100, head_lr=run.objective.value.lr)
+    explained: list[float] = []
+    for step in range(50):
+        rollout = sampled(policy, rng.stream(KEY, step))
+        easy_B = torch.tensor([1.0, 0.0, 0.5]).repeat_interleave(GROUP)
+        advantages = estimate(easy_B, GROUP, run.objective.advantage)
+        views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
+        report = update(engine, policy, make_policy(seed=1), rollout, advantages, views, run)
+        explained.append(report.metrics["value/explained_variance"])
+    assert explained[0] == 0  # a value of 0 everywhere
+    assert sum(explained[-10:]) / 10 > 0.5  # of completions it was not trained on

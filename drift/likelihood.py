@@ -147,14 +147,13 @@ def token_logps(
         temperature: as `score`.
     """
     device = next(model.parameters()).device
-    logp_KBC, entropy_KBC, value_KBC = (torch.zeros(shape, device=device) for _ in range(3))
-    valued = False
+    logp_KBC, entropy_KBC = (torch.zeros(shape, device=device) for _ in range(2))
+    value_KBC: Tensor | None = None
     for batch in batches:
         logp_N, entropy_N, value_N = score(model, batch, temperature)
         place = (batch.view_N, batch.batch_N, batch.canvas_N)
         logp_KBC[place], entropy_KBC[place] = logp_N, entropy_N
         if value_N is not None:
-            value_KBC[place], valued = value_N, True
-    return TokenLogps(
-        logp_KBC=logp_KBC, entropy_KBC=entropy_KBC, value_KBC=value_KBC if valued else None
-    )
+            value_KBC = torch.zeros_like(logp_KBC) if value_KBC is None else value_KBC
+            value_KBC[place] = value_N
+    return TokenLogps(logp_KBC=logp_KBC, entropy_KBC=entropy_KBC, value_KBC=value_KBC)

@@ -1,5 +1,7 @@
 """Runs with a value model, for real: resumed, on several ranks, with an adapter, exported."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from safetensors.torch import load_file
 
 from drift.policy.loading import load_policy
 from tests.conftest import Run, read_lines
-from tests.test_ranks import PER_RUN, SMALL as FEW, TWO, ZERO3, differences, newest
+from tests.test_ranks import PER_RUN, SMALL as FEW, TWO, ZERO3, differences, environment, newest
 
 VALUED = ("experiment=tracerl_value", "masking.shrink=1")
 SMALL = (*FEW, *VALUED)
@@ -40,6 +42,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(lora: tuple[str, ...], run: Run, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_learns_and_so_does_its_value_model(run: Run, tmp_path: Path) -> None:
+    run("train", "experiment=tracerl_value", "num_steps=20", "eval.every=20", "tracking=off",
+        "hydra.run.dir=run")  # fmt: skip
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert float(lines[-1]["eval/accuracy"]) > float(lines[0]["eval/accuracy"]) + 0.3  # type: ignore[arg-type]
+    explained = [float(line["value/explained_variance"]) for line in lines[1:]]  # type: ignore[arg-type]
+    assert sum(explained[10:]) / 10 > 0
+
+
+@pytest.mark.slow
 def test_an_exported_policy_has_no_head(run: Run, tmp_path: Path) -> None:
     run("train", *SMALL, "num_steps=1", "eval.every=0", "hydra.run.dir=run")
     run("export", f"checkpoint={newest(tmp_path / 'run')}", "output=exported")
@@ -62,11 +74,6 @@ def test_a_checkpoint_of_another_kind_is_refused(run: Run, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps by one process."""
-    import subprocess
-    import sys
-
-    from tests.test_ranks import environment
-
     folder = tmp_path_factory.mktemp("alone")
     command = [sys.executable, "-m", "drift.train", *SMALL, "num_steps=3", "hydra.run.dir=run"]
     subprocess.run(command, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL)

@@ -71,16 +71,25 @@ def softmax(rewards_B: Tensor, group_size: int) -> Tensor:
     return group_size * contrast_PG.flatten()
 
 
+def _of_end(rewards_B: Tensor, group_size: int) -> Tensor:
+    """The rewards as they are: `value.step_targets` makes advantages of them."""
+    return rewards_B
+
+
 ESTIMATORS: dict[AdvantageEstimator, Callable[[Tensor, int], Tensor]] = {
     AdvantageEstimator.group_centered: group_centered,
     AdvantageEstimator.group_normalized: group_normalized,
     AdvantageEstimator.leave_one_out: leave_one_out,
     AdvantageEstimator.softmax: softmax,
+    AdvantageEstimator.gae: _of_end,
 }
 
 
 def estimate(rewards_B: Tensor, group_size: int, estimator: AdvantageEstimator) -> Advantages:
     """Advantages, and which rows can teach: a group of equal rewards is left out and counted.
+
+    With a value model (gae) it is counted, but teaches like any other: its rows are compared with
+    what was expected of them, not with one another.
 
     Args:
         rewards_B: [B] float32, rows of a group adjacent.
@@ -89,9 +98,11 @@ def estimate(rewards_B: Tensor, group_size: int, estimator: AdvantageEstimator) 
     """
     varied_P = spread(rewards_B, group_size) > SAME_REWARD
     values_B = ESTIMATORS[estimator](rewards_B, group_size)
-    used_B = varied_P.repeat_interleave(group_size)
+    at_end = estimator == AdvantageEstimator.gae
+    used_B = (varied_P | at_end).repeat_interleave(group_size)
     return Advantages(
         values_B=torch.where(used_B, values_B, 0.0),
         used_B=used_B,
         zero_variance_groups=int((~varied_P).sum()),
+        at_end=at_end,
     )

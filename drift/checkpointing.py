@@ -23,12 +23,13 @@ from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.files import file_digest, flush, write_json
 from drift.policy import lora
-from drift.policy.base import Policy
+from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import read_json, save_policy, stored_weights
-from drift.policy.shards import open_shard, shard_of_tensor, write_shards
+from drift.policy.shards import Shape, open_shard, shard_of_tensor, write_shards
 
 OPTIMIZER = "optimizer"  # stem of the files of AdamW's state
 CURRICULUM = "curriculum.safetensors"
+HEAD = "value_head"  # of the value head's, which belongs to no saved policy
 BACKBONE = "backbone."  # of a policy's parameter names
 log = logging.getLogger("drift")
 
@@ -58,6 +59,7 @@ def save(
     digests: dict[str, Any] = {}
     together(engine, beside, lambda: make_room(folder, beside), main_only=True)
     together(engine, beside, lambda: write_weights(beside / "policy", engine, policy))
+    together(engine, beside, lambda: write_head(beside, engine))
     together(engine, beside, lambda: write_moments(beside, engine))
     if curriculum:
         file = beside / CURRICULUM
@@ -118,6 +120,21 @@ def write_weights(folder: Path, engine: Engine, policy: Policy) -> None:
     }
     if engine.is_main:
         lora.save_adapter(policy, folder, found)
+
+
+def head_shapes(engine: Engine) -> dict[str, Shape]:
+    """Of the value head's tensors; nothing where there is none."""
+    return {n: shape for n, shape in engine.shapes.items() if n.startswith(VALUE_HEAD)}
+
+
+def write_head(folder: Path, engine: Engine) -> None:
+    """The value head, if there is one, in float32."""
+    shapes = head_shapes(engine)
+    if shapes:
+        write_shards(
+            folder, HEAD, shapes, torch.float32, lambda name: engine.full(name, zero.WEIGHT),
+            rank=engine.rank, num_ranks=engine.num_ranks,
+        )  # fmt: skip
 
 
 def factor_names(engine: Engine, policy: Policy) -> dict[str, str]:
@@ -203,7 +220,9 @@ def newest(folder: Path, engine: Engine | None = None) -> tuple[Path, dict[str, 
 
 @torch.no_grad()
 def restore(folder: Path, state: dict[str, Any], engine: Engine) -> None:
-    """Take up AdamW's state; the policy is loaded already. The settings stay those of this run.
+    """Take up AdamW's state and the value head; the policy is loaded already.
+
+    The settings stay those of this run.
 
     Raises:
         CheckpointError: the tensors are not those of this policy.
@@ -223,6 +242,10 @@ def restore(folder: Path, state: dict[str, Any], engine: Engine) -> None:
                         f"{shard}: {name} is {list(value.shape)}, of another size"
                     )
                 engine.put(parameter, key, value)
+    heads = shard_of_tensor(folder, HEAD) if head_shapes(engine) else {}
+    for name, shard in heads.items():
+        with open_shard(shard) as tensors:
+            engine.put(name, zero.WEIGHT, tensors.get_tensor(name))
     try:
         engine.set_progress(**state["engine"])
     except (KeyError, TypeError) as error:

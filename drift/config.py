@@ -51,6 +51,7 @@ from drift.objective_config import (
     ObjectiveConfig as ObjectiveConfig,
     PolicyLoss as PolicyLoss,
     RewardControl as RewardControl,
+    ValueConfig as ValueConfig,
 )
 from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,

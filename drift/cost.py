@@ -9,6 +9,7 @@ denoising steps: upper bounds where rows end early or several tokens are committ
 from math import ceil
 
 from drift.config import (
+    AdvantageEstimator,
     CacheMode,
     Importance,
     LeftToRightConfig,
@@ -81,7 +82,8 @@ def asks_old(objective: ObjectiveConfig, masking: MaskingConfig) -> bool:
     candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1
     by_row = objective.level != Level.view
     corrected = objective.importance != Importance.none
-    return objective.num_updates > 1 or corrected or by_row or candidates
+    valued = objective.advantage == AdvantageEstimator.gae
+    return objective.num_updates > 1 or corrected or by_row or candidates or valued
 
 
 def num_views(config: RunConfig) -> int:

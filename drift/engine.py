@@ -24,7 +24,7 @@ from torch import Tensor
 from drift import ranks, zero
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.errors import ConfigError, TrainingError
-from drift.policy.base import Policy
+from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import Partition
 from drift.watchdog import Watchdog
 
@@ -150,13 +150,21 @@ class Engine:
         """The training precision, for forwards that do not go through `model`."""
         return nullcontext() if self.stage else self.accelerator.autocast()
 
-    def prepare(self, policy: Policy, optim: OptimConfig, num_updates: int) -> None:
+    def prepare(
+        self,
+        policy: Policy,
+        optim: OptimConfig,
+        num_updates: int,
+        *,
+        head_lr: float | None = None,
+    ) -> None:
         """Make `policy` trainable: `model` is its wrapped form, to be called in training.
 
         Args:
             policy: its parameters that require a gradient are trained.
             optim: AdamW's settings and the schedule.
             num_updates: optimizer steps of the whole run, the schedule's length.
+            head_lr: of the value head, where it is not the policy's; the schedule is the same.
         """
         self.optim, self.num_updates = optim, num_updates
         self.trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
@@ -164,8 +172,12 @@ class Engine:
             for parameter in self.trained.values():  # an adapter is float32 until here
                 parameter.data = parameter.data.to(self.partition.dtype)
         self.shapes = {name: zero.shape(p, policy.split) for name, p in self.trained.items()}
+        ratio = 1.0 if head_lr is None else head_lr / optim.lr
+        parts: dict[float, list[Tensor]] = {}
+        for name, parameter in self.trained.items():
+            parts.setdefault(ratio if name.startswith(VALUE_HEAD) else 1.0, []).append(parameter)
         optimizer = torch.optim.AdamW(
-            self.trained.values(),
+            [{"params": part, "lr_ratio": ratio} for ratio, part in parts.items()],
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
@@ -202,7 +214,7 @@ class Engine:
             TrainingError: the norm is not finite; the run's last checkpoint is whole.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group["lr_ratio"]
         if self.stage:
             self.model.step()
             norm = float(self.model.get_global_grad_norm())

@@ -117,8 +117,12 @@ def pad_batches(batches: list[MicroBatch], count: int, pad: int, device: torch.d
         )  # fmt: skip
 
 
-def score(model: nn.Module, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy of the micro-batch's tokens, both [N] float32, with graph.
+def score(
+    model: nn.Module, batch: MicroBatch, temperature: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-prob, entropy and value of the micro-batch's tokens, all [N] float32, with graph.
+
+    The value is None where the policy has no value head.
 
     Args:
         model: a Policy, or its wrapped form in training.
@@ -144,8 +148,12 @@ def token_logps(
     """
     device = next(model.parameters()).device
     logp_KBC, entropy_KBC = (torch.zeros(shape, device=device) for _ in range(2))
+    value_KBC: Tensor | None = None
     for batch in batches:
-        logp_N, entropy_N = score(model, batch, temperature)
+        logp_N, entropy_N, value_N = score(model, batch, temperature)
         place = (batch.view_N, batch.batch_N, batch.canvas_N)
         logp_KBC[place], entropy_KBC[place] = logp_N, entropy_N
-    return TokenLogps(logp_KBC=logp_KBC, entropy_KBC=entropy_KBC)
+        if value_N is not None:
+            value_KBC = torch.zeros_like(logp_KBC) if value_KBC is None else value_KBC
+            value_KBC[place] = value_N
+    return TokenLogps(logp_KBC=logp_KBC, entropy_KBC=entropy_KBC, value_KBC=value_KBC)

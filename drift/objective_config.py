@@ -1,6 +1,6 @@
 """Settings of the loss: what is done with the log-probs of a masking. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -9,6 +9,7 @@ class AdvantageEstimator(StrEnum):
     group_centered = "group_centered"  # minus the group's mean (Dr. GRPO)
     leave_one_out = "leave_one_out"  # minus the mean of the others (RLOO)
     softmax = "softmax"  # softmax(A) - softmax(-A) over the group (wd1)
+    gae = "gae"  # by a value model that is trained beside the policy (TraceRL)
 
 
 class PolicyLoss(StrEnum):
@@ -51,6 +52,17 @@ class Importance(StrEnum):
 
 
 @dataclass
+class ValueConfig:
+    """Of advantage=gae: the value model, a head on the policy's network (arXiv 2509.06949)."""
+
+    gamma: float = 1.0  # what a step's reward counts one step earlier
+    gae_lambda: float = 1.0  # 1: the reward alone is the target, 0: the next step's value
+    clip: float = 0.2  # how far from its old value a token's value counts as improved
+    coef: float = 0.1  # of the value loss beside the policy's
+    lr: float = 0.1  # of the head: about as much as one update moves a value
+
+
+@dataclass
 class ObjectiveConfig:
     policy_loss: PolicyLoss = PolicyLoss.reinforce  # what is done with advantages and log-probs
     level: Level = Level.view  # whose log-prob it is a function of
@@ -60,6 +72,7 @@ class ObjectiveConfig:
     bound_exponent: float | None = None  # of policy_loss=sandwich: beta > 1 of the upper bound
     bound_share: float | None = None  # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
     advantage: AdvantageEstimator = AdvantageEstimator.group_normalized  # from rewards
+    value: ValueConfig = field(default_factory=ValueConfig)
     normalization: Normalization = Normalization.sample  # what a token counts in the loss
     kl_coef: float = 0.0  # of the KL to the start of the run; 0: no reference model is loaded
     kl_estimator: KLEstimator = KLEstimator.k3  # p the policy, q the reference

@@ -67,10 +67,11 @@ def training_rows(
         )
         old = token_logps(sampler, batches, wanted_KNC.shape, rollout.temperature)
     values_N = advantages.values_B[row_N]
+    seen = replace(advantages, values_B=values_N, used_B=used_N, zero_variance_groups=0)
     return trace_rows(
         sampler,
         few,
-        advantages=Advantages(values_B=values_N, used_B=used_N, zero_variance_groups=0),
+        advantages=None if advantages.at_end else seen,  # a step's is not known before `update`
         views=replace(views, scored_KBC=settle_scored(views, old)),
         num_alternatives=NUM_ALTERNATIVES,
     )

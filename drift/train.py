@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
-from drift.config import ClusterConfig, Dtype, RunConfig, Split
+from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
 from drift.launch import in_ranks
 
@@ -121,7 +121,11 @@ def build(
         if not policy.adapter:
             reference = load_model(model, device=engine.device).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
-    engine.prepare(policy, config.optim, config.num_steps * config.objective.num_updates)
+    objective = config.objective
+    if objective.advantage == AdvantageEstimator.gae:
+        policy.attach_value_head()
+    num_updates = config.num_steps * objective.num_updates
+    engine.prepare(policy, config.optim, num_updates, head_lr=objective.value.lr)
     if engine.partition.dtype != torch_dtype(Dtype.float32):
         folder = find_checkpoint(path or model.path, model.revision)
         checkpointing.restore_master_weights(folder, engine, policy)

@@ -153,6 +153,7 @@ class TokenLogps:
 
     logp_KBC: Tensor  # float32; 0 where not asked for
     entropy_KBC: Tensor  # float32, nats; 0 where not asked for
+    value_KBC: Tensor | None = None  # float32; of the value head, where the policy has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,9 @@ class Advantages:
     values_B: Tensor  # float32
     used_B: Tensor  # bool; False for the rows of a group whose rewards are all equal
     zero_variance_groups: int
+    # values_B are the rewards at the end of the traces; the advantage of a step is known when the
+    # value model has seen its state (`update`), and every row is used
+    at_end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from drift.config import Importance, Level, ObjectiveConfig, RunConfig
+from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
 from drift.engine import Engine
 from drift.gap import importance_weights
 from drift.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
@@ -15,6 +15,14 @@ from drift.policy.base import Policy
 from drift.policy.lora import adapter_off
 from drift.row_objective import ScoredRows, row_gradient, surrogate
 from drift.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
+from drift.value import (
+    ValueTargets,
+    moments,
+    step_targets,
+    summary,
+    value_loss,
+    with_value_loss,
+)
 
 
 def settle_scored(views: MaskedViews, old: TokenLogps | None) -> Tensor:
@@ -48,6 +56,7 @@ class Work:
     weights: Weights
     token_KBC: Tensor  # the weights of the tokens, with the correction of a cached sampler
     num_tokens: int  # scored tokens over all views and ranks
+    targets: ValueTargets | None = None  # of a value model
 
 
 def settle_weights(
@@ -55,7 +64,7 @@ def settle_weights(
     scored_KBC: Tensor,
     views: MaskedViews,
     length_B: Tensor,
-    objective: ObjectiveConfig,
+    normalization: Normalization,
 ) -> tuple[Weights, int]:
     """The weights of the loss and the number of scored tokens, counted over all ranks."""
     size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
@@ -70,7 +79,7 @@ def settle_weights(
         scored_KBC,
         views.weight_KB,
         length_B,
-        objective.normalization,
+        normalization,
         num_rows=int(counts["rows"]),
         num_tokens=int(counts["size"]),
     )
@@ -83,7 +92,7 @@ def prepare(
     reference: Policy | None,
     rollout: Rollout,
     views: MaskedViews,
-    used_B: Tensor,
+    advantages: Advantages,
     config: RunConfig,
 ) -> Work:
     """Log-probs of the frozen policies, the scored tokens and their weights, before any update."""
@@ -108,7 +117,7 @@ def prepare(
     corrected = objective.importance == Importance.truncated
     by_row = objective.level != Level.view
     candidates = engine.max(float(views.candidate_KBC.any()))
-    if objective.num_updates > 1 or by_row or corrected or candidates:
+    if objective.num_updates > 1 or by_row or corrected or candidates or advantages.at_end:
         wanted_KBC = views.scored_KBC | views.candidate_KBC
         old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
     scored_KBC = settle_scored(views, old)
@@ -118,8 +127,10 @@ def prepare(
         model = engine.model if reference is policy else reference
         with engine.autocast(), adapter_off(reference):
             frozen = token_logps(model, batches, shape, temperature)
-    length_B = rollout.trace.committed_BC.sum(1) * used_B
-    weights, num_tokens = settle_weights(engine, scored_KBC, views, length_B, objective)
+    length_B = rollout.trace.committed_BC.sum(1) * advantages.used_B
+    weights, num_tokens = settle_weights(
+        engine, scored_KBC, views, length_B, objective.normalization
+    )
     token_KBC = weights.token_KBC
     if corrected and old is not None:
         token_KBC = token_KBC * importance_weights(views, old, rollout, objective.importance_cap)
@@ -130,7 +141,29 @@ def prepare(
         weights=weights,
         token_KBC=token_KBC,
         num_tokens=num_tokens,
+        targets=settle_targets(engine, scored_KBC, views, length_B, old, advantages, objective),
     )
+
+
+def settle_targets(
+    engine: Engine,
+    scored_KBC: Tensor,
+    views: MaskedViews,
+    length_B: Tensor,
+    old: TokenLogps | None,
+    advantages: Advantages,
+    objective: ObjectiveConfig,
+) -> ValueTargets | None:
+    """What the value model is trained towards and makes of the rewards; None without one.
+
+    Whatever the policy loss's normalization, a row counts by the mean over its tokens.
+    """
+    if not advantages.at_end:
+        return None
+    assert old is not None and old.value_KBC is not None
+    weights, _ = settle_weights(engine, scored_KBC, views, length_B, Normalization.sample)
+    reward_B, weight_KBC = advantages.values_B, weights.token_KBC
+    return step_targets(reward_B, old.value_KBC, scored_KBC, weight_KBC, objective.value)
 
 
 def derivatives(
@@ -162,13 +195,14 @@ def micro_loss(
     batch: MicroBatch,
     logp_N: Tensor,
     entropy_N: Tensor,
+    value_N: Tensor | None,
     work: Work,
     gradient_KBC: Tensor | None,
     advantages: Advantages,
     objective: ObjectiveConfig,
 ) -> LossOutput:
     """The loss of a micro-batch; with the derivatives of a loss of whole rows, its second pass."""
-    weight_N = batch.pick(work.token_KBC)
+    weight_N, targets = batch.pick(work.token_KBC), work.targets
     if gradient_KBC is not None:
         gradient_N = batch.pick(gradient_KBC)
         return surrogate(logp_N, entropy_N, gradient_N, weight_N, objective.entropy_coef)
@@ -177,10 +211,18 @@ def micro_loss(
         entropy_N=entropy_N,
         old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
         reference_logp_N=None if work.reference is None else batch.pick(work.reference.logp_KBC),
-        advantage_N=advantages.values_B[batch.batch_N],
+        advantage_N=advantages.values_B[batch.batch_N]
+        if targets is None
+        else batch.pick(targets.advantage_KBC),
         weight_N=weight_N,
     )
-    return policy_objective(tokens, objective)
+    output = policy_objective(tokens, objective)
+    if targets is None or value_N is None:
+        return output
+    old_N, return_N = batch.pick(targets.old_KBC), batch.pick(targets.return_KBC)
+    settings, weight_N = objective.value, batch.pick(targets.weight_KBC)
+    loss = value_loss(value_N, old_N, return_N, weight_N, settings.clip)
+    return with_value_loss(output, loss, settings.coef)
 
 
 def accumulate(
@@ -203,10 +245,8 @@ def accumulate(
         total.update({name: float(value) for name, value in sums.items()})
     for i, batch in enumerate(work.batches):
         with engine.micro_batch(last=i == len(work.batches) - 1):
-            logp_N, entropy_N = score(engine.model, batch, rollout.temperature)
-            output = micro_loss(
-                batch, logp_N, entropy_N, work, gradient_KBC, advantages, config.objective
-            )
+            scores = score(engine.model, batch, rollout.temperature)
+            output = micro_loss(batch, *scores, work, gradient_KBC, advantages, config.objective)
             engine.backward(output.loss)
         for name, value in output.sums.items():
             total[name] += float(value)
@@ -226,21 +266,23 @@ def update(
 
     Current, old and reference policy see the same views. The reference may be the policy itself
     where it has a LoRA adapter, which is then switched off. Rows of zero-variance groups are left
-    out; if nothing is left on any rank, nothing is updated.
+    out; if nothing is left on any rank, nothing is updated. With a value model (advantage=gae) no
+    row is, and the values before the update make advantages of the rewards.
 
     Returns:
-        loss/*, kl/*, policy/entropy, optim/grad_norm, optim/lr, masking/scored_tokens, means over
-        the updates, the same on all ranks.
+        loss/*, kl/*, policy/entropy, optim/grad_norm, optim/lr, masking/scored_tokens, value/*,
+        means over the updates, the same on all ranks.
     """
-    used_B = advantages.used_B
-    views = restrict(views, used_B)
-    work = prepare(engine, policy, reference, rollout, views, used_B, config)
+    views = restrict(views, advantages.used_B)
+    work = prepare(engine, policy, reference, rollout, views, advantages, config)
     metrics = {"masking/scored_tokens": float(work.num_tokens), "optim/lr": engine.lr}
     num_updates = config.objective.num_updates
     if work.num_tokens == 0:
         for _ in range(num_updates):
             engine.skip_step()
         return StepReport(metrics=metrics)
+    if work.targets is not None:
+        metrics |= summary(engine.sum(moments(work.targets)))
     total: defaultdict[str, float] = defaultdict(float)
     for i in range(num_updates):
         sums = engine.sum(accumulate(engine, work, rollout, advantages, config, first=i == 0))

@@ -45,6 +45,8 @@ POSITIVE = (
     "masking.block_length",
     "objective.num_updates",
     "objective.importance_cap",
+    "objective.value.clip",
+    "objective.value.lr",
     "sft.batch_size",
     "sft.log_every",
     "task.train_size",
@@ -85,6 +87,7 @@ NOT_NEGATIVE = (
     "objective.clip_high",
     "objective.kl_coef",
     "objective.entropy_coef",
+    "objective.value.coef",
     "optim.weight_decay",
     "optim.warmup_steps",
     "cluster.machine_rank",
@@ -113,6 +116,9 @@ FINITE = (
     "objective.clip_high",
     "objective.kl_coef",
     "objective.entropy_coef",
+    "objective.value.clip",
+    "objective.value.coef",
+    "objective.value.lr",
     "task.time_limit_s",
     "task.reward.answer",
     "task.reward.format",
@@ -128,7 +134,11 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (NOT_NEGATIVE, lambda value: not value < 0, "0 or more"),
     (FINITE, isfinite, "a finite number"),
     (("optim.beta1", "optim.beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
-    (("curriculum.decay",), lambda value: 0 <= value <= 1, "from 0 to 1"),
+    (
+        ("curriculum.decay", "objective.value.gamma", "objective.value.gae_lambda"),
+        lambda value: 0 <= value <= 1,
+        "from 0 to 1",
+    ),
 )
 
 

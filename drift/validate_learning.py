@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from drift.config import (
+    AdvantageEstimator,
     AllConfig,
     BlockConfig,
     CoupledConfig,
@@ -21,8 +22,11 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
     Times,
+    ValueConfig,
 )
 
+# whose views are the steps of the trace in order, each token scored in one of them
+STEPS = (MaskingStrategy.trace, MaskingStrategy.replay)
 RATIO_FREE = (PolicyLoss.reinforce, PolicyLoss.sandwich)
 LEVELS: dict[PolicyLoss, tuple[Level, ...]] = {
     PolicyLoss.reinforce: (Level.view,),
@@ -122,6 +126,7 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
         )
     yield from _level(config)
     yield from _bounds(config)
+    yield from _value(config)
 
 
 def curriculum_problems(config: RunConfig) -> Iterator[str]:
@@ -207,4 +212,27 @@ def _bounds(config: RunConfig) -> Iterator[str]:
         yield (
             "objective.policy_loss=boundary needs views that each estimate the whole "
             f"likelihood, which those of masking={strategy} do not; use {choices(WHOLE)}"
+        )
+
+
+def _value(config: RunConfig) -> Iterator[str]:
+    objective, strategy = config.objective, config.masking.strategy
+    if objective.advantage != AdvantageEstimator.gae:
+        default = ValueConfig()
+        for key, value in vars(objective.value).items():
+            if value != vars(default)[key]:
+                yield (
+                    f"objective.value.{key}={value} applies to objective.advantage=gae only; "
+                    "remove it or set advantage=gae"
+                )
+        return
+    if strategy not in STEPS:
+        yield (
+            "objective.advantage=gae has a value for each step of the trace, which the views of "
+            f"masking={strategy} are not; use {choices(STEPS)}"
+        )
+    if objective.level != Level.view:
+        yield (
+            "objective.advantage=gae gives every token an advantage of its own, which "
+            f"objective.level={objective.level} cannot take; use level=view"
         )

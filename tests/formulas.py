@@ -23,6 +23,8 @@ class Batch:
     logp: Tensor  # [K, B, C], with graph
     old: Tensor
     reference: Tensor
+    value: Tensor  # [K, B, C], with graph
+    old_value: Tensor
 
     @property
     def used(self) -> list[int]:
@@ -133,6 +135,55 @@ def tracerl(batch: Batch) -> Tensor:
             for b in batch.used
         ]
     )
+
+
+def step_estimates(
+    steps: list[list[float]], reward: float, gamma: float, gae_lambda: float
+) -> tuple[list[float], list[list[float]]]:
+    """TraceRL's returns of the steps and advantages of their tokens, as sums over later steps.
+
+    steps: the old values of each step's tokens; the reward comes at the last step.
+    """
+    last = len(steps) - 1
+    value = [sum(step) / len(step) for step in steps] + [0.0]
+    rewards = [reward if t == last else 0.0 for t in range(last + 1)]
+    delta = [rewards[t] - value[t] + gamma * value[t + 1] for t in range(last + 1)]
+    gae = [
+        sum((gamma * gae_lambda) ** (s - t) * delta[s] for s in range(t, last + 1))
+        for t in range(last + 2)
+    ]
+    returns = [
+        sum(gamma ** (s - t) * rewards[s] for s in range(t, last + 1)) for t in range(last + 1)
+    ]
+    advantages = [
+        [rewards[t] - v + gamma * value[t + 1] + gamma * gae_lambda * gae[t + 1] for v in steps[t]]
+        for t in range(last + 1)
+    ]
+    return returns, advantages
+
+
+def tracerl_value(batch: Batch) -> Tensor:
+    """arXiv 2509.06949 with its value model: every row counts, also of groups of equal rewards."""
+    rows = []
+    for b in range(len(batch.rewards_B)):
+        views = [k for k in range(len(batch.logp)) if batch.hidden(k, b)]
+        places = [(k, i) for k in views for i in batch.hidden(k, b)]
+        returns, advantages = step_estimates(
+            [batch.old_value[k, b, batch.hidden(k, b)].tolist() for k in views],
+            float(batch.rewards_B[b]), 1.0, 1.0,
+        )  # fmt: skip
+        wanted = [r for k, r in zip(views, returns, strict=True) for _ in batch.hidden(k, b)]
+        flat = [a for step in advantages for a in step]
+        terms = []
+        for (k, i), wish, advantage in zip(places, wanted, flat, strict=True):
+            new, old, ref = (x[k, b, i] for x in (batch.logp, batch.old, batch.reference))
+            value, before = batch.value[k, b, i], batch.old_value[k, b, i]
+            near = torch.maximum(torch.minimum(value, before + 0.2), before - 0.2)
+            error = torch.maximum((value - wish) ** 2, (near - wish) ** 2) / 2
+            policy = clipped((new - old).exp(), torch.tensor(advantage), 0.2, 0.2)
+            terms.append(-policy + 0.01 * k3(new, ref) + error)
+        rows.append(mean(terms))
+    return mean(rows)
 
 
 def coupled_grpo(batch: Batch) -> Tensor:
@@ -252,4 +303,5 @@ FORMULAS: dict[str, Callable[[Batch], Tensor]] = {
     "stable_drl": stable_drl,
     "bgpo": bgpo,
     "tracerl": tracerl,
+    "tracerl_value": tracerl_value,
 }

@@ -21,6 +21,7 @@ from drift.config import (
     SFTDataConfig,
     ToyConfig,
     TracePagesConfig,
+    ValueConfig,
     register,
 )
 from drift.errors import ConfigError
@@ -162,6 +163,7 @@ def test_every_checked_setting_is_a_setting() -> None:
         ("sft", SFTDataConfig),
         ("toy", ToyConfig),
         ("task.reward", RewardConfig),
+        ("objective.value", ValueConfig),
     ):
         known |= {f"{group}.{field.name}" for field in fields(schema)}
     checked = {key for keys, _, _ in RANGES for key in keys}

@@ -160,7 +160,7 @@ def test_the_samplers_gradient_is_what_the_learner_makes_of_replay() -> None:
     views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(KIND.replay), KEY)
     value_B = known.prob_B * (known.reward_B - known.mean_reward)
     for batch in micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64):
-        logp_N, _ = score(policy, batch, 1.0)
+        logp_N, *_ = score(policy, batch, 1.0)
         (logp_N * value_B[batch.batch_N]).sum().backward()
     found = torch.cat([weight.grad.flatten() for weight in policy.parameters()])  # type: ignore[union-attr]
     expected = flat_gradient(known, known.trace_E, policy)

@@ -106,7 +106,7 @@ def test_entropy_is_minus_sum_p_log_p() -> None:
     rollout = make_rollout([[3]], make_trace([[0, 1, 2]], canvas=[[2, 3, 4]]))
     hidden = torch.ones(1, 1, 3, dtype=torch.bool)
     (batch,) = micro_batches(rollout, hidden, hidden, policy.special, 8)
-    _, entropy_N = score(policy, batch, 1.0)
+    _, entropy_N, _ = score(policy, batch, 1.0)
     logits = policy.logits(torch.tensor([[3, 1, 1, 1]]))[0, 1:].double()
     probs = logits[:, [0, 2, 3, 4]].softmax(-1)
     expected = -(probs * probs.log()).sum(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from drift import rng
 from drift.advantage import estimate
 from drift.cli import CONF, typed
-from drift.config import Level, RunConfig, register
+from drift.config import Level, Normalization, RunConfig, register
 from drift.errors import ConfigError
 from drift.masking import build_views
 from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
@@ -18,6 +18,7 @@ from drift.row_objective import ScoredRows, row_objective, upper_bound
 from drift.types import TokenLogps
 from drift.update import restrict, settle_scored
 from drift.validate import validate
+from drift.value import step_targets, value_loss, with_value_loss
 from tests.conftest import ROOT, make_trace
 from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
 
@@ -62,6 +63,8 @@ def random_batch(*overrides: str) -> Batch:
         logp=current.requires_grad_(),
         old=old,
         reference=reference,
+        value=torch.rand(shape, generator=generator).requires_grad_(),
+        old_value=torch.rand(shape, generator=generator),
     )
 
 
@@ -87,27 +90,45 @@ def by_parts(batch: Batch) -> Tensor:
             group_size=GROUP,
         )
         return row_objective(rows, objective).loss
+    advantage_KBC, targets = advantages.values_B[:, None].expand_as(scored_KBC), None
+    if advantages.at_end:
+        mean = weigh(scored_KBC, None, length_B, Normalization.sample, num_rows, num_tokens)
+        targets = step_targets(
+            advantages.values_B, batch.old_value, scored_KBC, mean.token_KBC, objective.value
+        )
+        advantage_KBC = targets.advantage_KBC
     tokens = ScoredTokens(
         logp_N=batch.logp[scored_KBC],
         entropy_N=torch.zeros(int(scored_KBC.sum())),
         old_logp_N=batch.old[scored_KBC],
         reference_logp_N=batch.reference[scored_KBC],
-        advantage_N=advantages.values_B[:, None].expand_as(scored_KBC)[scored_KBC],
+        advantage_N=advantage_KBC[scored_KBC],
         weight_N=weights.token_KBC[scored_KBC],
     )
-    return policy_objective(tokens, objective).loss
+    output = policy_objective(tokens, objective)
+    if targets is not None:
+        value_N, old_N, return_N, weight_N = (
+            x[scored_KBC]
+            for x in (batch.value, targets.old_KBC, targets.return_KBC, targets.weight_KBC)
+        )
+        loss = value_loss(value_N, old_N, return_N, weight_N, objective.value.clip)
+        output = with_value_loss(output, loss, objective.value.coef)
+    return output.loss
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *PAPERS])
 def test_a_presets_loss_and_gradient_are_its_published_formula(name: str) -> None:
     choice = [f"experiment={name}"] if name in PAPERS else [f"objective={name}", "masking=replay"]
+    if name.startswith("tracerl"):
+        choice.append("masking.shrink=2")  # several groups of steps in six tokens
     batch = random_batch(*choice)
     found, expected = by_parts(batch), FORMULAS[name](batch)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-7)
-    (by_loss,) = torch.autograd.grad(found, batch.logp)
-    (by_formula,) = torch.autograd.grad(expected, batch.logp)
-    torch.testing.assert_close(by_loss, by_formula, atol=1e-7, rtol=1e-5)
-    assert by_loss.abs().max() > 1e-3  # something is learned
+    for leaf in [batch.logp, *([batch.value] if name == "tracerl_value" else [])]:
+        (by_loss,) = torch.autograd.grad(found, leaf, retain_graph=True)
+        (by_formula,) = torch.autograd.grad(expected, leaf, retain_graph=True)
+        torch.testing.assert_close(by_loss, by_formula, atol=1e-7, rtol=1e-5)
+        assert by_loss.abs().max() > 1e-3  # something is learned
 
 
 def test_bgpo_is_the_ratio_where_the_policy_has_not_moved() -> None:
@@ -207,6 +228,25 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
         (["masking=coupled_ratio", "masking.max_ratio=1"], "0 < min_ratio <= max_ratio < 1"),
         (["masking=block", "masking.block_length=5"], "masking.block_length=5 must divide"),
         (["masking=trace", "masking.shrink=0"], "masking.shrink=0 must be greater than 0"),
+        (
+            ["objective.advantage=gae"],
+            "objective.advantage=gae has a value for each step of the trace, which the views of "
+            "masking=sequential are not; use masking=trace or replay",
+        ),
+        (
+            ["experiment=tracerl_value", "objective.level=sequence", "objective.kl_coef=0"],
+            "objective.advantage=gae gives every token an advantage of its own, which "
+            "objective.level=sequence cannot take; use level=view",
+        ),
+        (
+            ["experiment=tracerl", "objective.value.gamma=0.9"],
+            "objective.value.gamma=0.9 applies to objective.advantage=gae only; remove it or set",
+        ),
+        (
+            ["experiment=tracerl_value", "objective.value.gae_lambda=2"],
+            "objective.value.gae_lambda=2.0 must be from 0 to 1",
+        ),
+        (["experiment=tracerl_value", "objective.value.clip=0"], "objective.value.clip=0.0 must"),
         (["masking.prompt_mask_prob=1"], "masking.prompt_mask_prob=1.0 must be from 0 to below 1"),
     ],
 )

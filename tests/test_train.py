@@ -29,7 +29,8 @@ SMALL = (
 ELSEWHERE = {  # metrics that the default does not log
     "kl/k1", "reward/nfe_share", "reward/kept_mean", "rollout/rounds", "rollout/drawn_prompts",
     "curriculum/varied_groups", "curriculum/surplus_groups", "curriculum/seen_frac",
-    "curriculum/pass_rate", "curriculum/effective_frac",
+    "curriculum/pass_rate", "curriculum/effective_frac", "value/loss", "value/mean",
+    "value/explained_variance",
 }  # fmt: skip
 NOT_THE_SAME_TWICE = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
 

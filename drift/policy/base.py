@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drift.policy.lora import Adapter
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
+VALUE_HEAD = "value_head."  # of its parameter names
 CPU_CHUNK_BYTES = 16 * 2**20  # on a CPU: what its cache holds
 
 
@@ -57,6 +58,24 @@ class SpecialIds:
     stop: tuple[int, ...]  # end of sequence first, end of turn last
 
 
+class ValueHead(nn.Module):
+    """A number for each hidden state, in float32; 0 until it is trained.
+
+    The mean over the width of weight * hidden state, plus a bias: hidden states come from a norm,
+    so AdamW moves the number by about its learning rate in an update, whatever the width.
+    """
+
+    def __init__(self, hidden_size: int, device: torch.device):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, device=device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            mean_N = hidden_ND.float() @ (self.weight.float() / len(self.weight))
+            return mean_N + self.bias.float()
+
+
 class Policy(nn.Module):
     """A masked diffusion language model: p(token at position i | everything that is not masked).
 
@@ -80,6 +99,7 @@ class Policy(nn.Module):
         self.raw_config = raw_config or {}
         self._tokenizer = tokenizer
         self.adapter: Adapter | None = None  # set by drift.policy.lora
+        self.value_head: ValueHead | None = None  # part of no saved policy
         self.split = False  # ZeRO-3: each rank holds a part of each weight
 
     @property
@@ -91,6 +111,10 @@ class Policy(nn.Module):
         if self._tokenizer is None:
             raise CheckpointError("this checkpoint has no tokenizer.json; it can only make logits")
         return self._tokenizer
+
+    def attach_value_head(self) -> None:
+        """Let `forward` also say what reward is expected; all 0 until it is trained."""
+        self.value_head = ValueHead(self.backbone.config.hidden_size, self.device)
 
     def settle(self) -> None:
         """A decode is done; a sampler whose ranks work in step waits here for the others."""
@@ -146,7 +170,7 @@ class Policy(nn.Module):
         position_N: Tensor,
         target_N: Tensor,
         temperature: float,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score chosen tokens; the head runs on their positions only, in chunks.
 
         Args:
@@ -157,7 +181,8 @@ class Policy(nn.Module):
             temperature: > 0, divides the logits.
 
         Returns:
-            log-prob and entropy (nats) of each chosen token, both [N] float32.
+            log-prob and entropy (nats) of each chosen token, and the value head's output for it,
+            all [N] float32; the last None where there is no head.
         """
         count_M = torch.bincount(row_N, minlength=len(ids_MS))
         first_M = count_M.cumsum(0) - count_M
@@ -172,7 +197,8 @@ class Policy(nn.Module):
                 hidden_ND.split(self.head_chunk()), target_N.split(self.head_chunk()), strict=True
             )
         ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        value_N = None if self.value_head is None else self.value_head(hidden_ND)
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), value_N
 
     def _score_chunk(
         self, hidden: Tensor, target: Tensor, temperature: float

@@ -74,7 +74,7 @@ def show(content: "RenderableType", *, stays: bool = False) -> Iterator[None]:
 
 
 class Narrower:
-    """Leaves room for the ^C that a terminal echoes; on a line of its own it would shift the rest."""
+    """Leaves room for the ^C that a terminal echoes: on a new line it would shift the rest."""
 
     def __init__(self, content: "RenderableType"):
         self.content = content

@@ -182,6 +182,9 @@ class Broken(GeneratedTask):
     def generate(self, rng):
         return self.example({"bits": format(rng.getrandbits(12), "b")})
 
+    def demonstration(self, example, *, habit):
+        return ""
+
     def score(self, example, text):
         if next(graded) > 100:
             raise RuntimeError("the grader is broken")

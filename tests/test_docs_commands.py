@@ -24,12 +24,22 @@ from drift.ranks import free_port
 from tests.commands import PAGES, Shown, commands_of
 from tests.conftest import ROOT
 
-SUDOKU = {"puzzle": "3102200002100320", "completion": "<answer>3142243142131324</answer>"}
+SUDOKU = {
+    "puzzle": "3102200002100320", "ground_truth_answer": "3142243142131324",
+    "completion": "<answer>3142243142131324</answer>",
+}  # fmt: skip
 MBPP = {
     "task_id": 601, "text": "Add two numbers.", "code": "def add(a, b):\n    return a + b",
     "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "challenge_test_list": [],
 }  # fmt: skip
-MINE = "defaults: [/schema/model/base@_here_, _self_]\nname: mine\npath: data/tiny-countdown\n"
+QUESTION = {"question": "What is 1/2 + 1/4?", "ground_truth_answer": "3/4"}
+MINE = """defaults: [/schema/model/base@_here_, _self_]
+name: mine
+family: llada
+path: data/tiny-countdown
+dtype: float32
+lr: 2e-4
+"""
 SMALL = {  # what makes a command small
     "train": ("debug=smoke", "num_steps=1", "rollout.prompts_per_step=2", "eval.max_examples=4",
               "task.train_size=64"),
@@ -82,6 +92,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for name, content in (
         ("completions.jsonl", json.dumps(SUDOKU)),
         ("mbpp.jsonl", json.dumps(MBPP)),
+        ("outputs/data/math500/test.jsonl", json.dumps(QUESTION)),
+        ("outputs/data/gsm8k/test.jsonl", json.dumps(QUESTION)),
         ("conf/model/mine.yaml", MINE),
         ("docs/lab.md", (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")),
     ):

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drift import zero
+from drift import live, zero
 from drift.engine import Engine
 from drift.errors import CheckpointError
 from drift.files import file_digest, flush, write_json
@@ -195,11 +195,13 @@ def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
     if not isinstance(files, dict) or not any(name.startswith(OPTIMIZER) for name in files):
         raise CheckpointError(f"{folder} is not a checkpoint of a run: state.json lists no files")
     rank, num_ranks = (engine.rank, engine.num_ranks) if engine else (0, 1)
-    damaged = [
-        name
-        for name in sorted(files)[rank::num_ranks]
-        if not (folder / name).is_file() or file_digest(folder / name) != files[name]
-    ]
+    mine = sorted(files)[rank::num_ranks]
+    damaged: list[str] = []
+    with live.bar("checking files", len(mine)) as bar:
+        for name in mine:
+            if not (folder / name).is_file() or file_digest(folder / name) != files[name]:
+                damaged.append(name)
+            bar.advance()
     if engine:
         damaged = engine.gather(damaged)
     if damaged:

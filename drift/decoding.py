@@ -91,6 +91,7 @@ def decode(
     config: RolloutConfig,
     key: int,
     watch: Callable[[Trace], None] | None = None,
+    count: Callable[[float], None] | None = None,
 ) -> Trace:
     """Complete each prompt once.
 
@@ -101,6 +102,7 @@ def decode(
         config: sizes, cache, remasking rule, sampling, rows decoded at the same time.
         key: of the random numbers, from `rng.stream`.
         watch: called after each step with the trace so far.
+        count: called after each step with how many rows are done; one in work counts by its blocks.
 
     Returns:
         The trace of every row, in the order of prompts.
@@ -118,6 +120,9 @@ def decode(
         retire(active, waiting, done_A.tolist(), network)
         if watch:
             watch(state.trace())
+        if count:
+            share = int(state.block_B[active].sum()) * config.block_length / config.gen_length
+            count(len(prompts) - len(active) - len(waiting) + share)
     policy.settle()
     return state.trace()
 

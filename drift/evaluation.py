@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from drift import rng
+from drift import live, rng
 from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
 from drift.decoding import decode
 from drift.engine import Engine
@@ -120,8 +120,8 @@ def complete(
     )
     rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
-    with engine.autocast():
-        trace = decode(policy, prompts.ids, rows_B, rollout, key)
+    with engine.autocast(), live.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
+        trace = decode(policy, prompts.ids, rows_B, rollout, key, count=bar.move)
     engine.synchronize()
     decode_s = engine.max(time.perf_counter() - started)
     texts, started = texts_of(policy, trace), time.perf_counter()

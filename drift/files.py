@@ -34,8 +34,23 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in a block with the same lock file."""
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait until no other process of this machine is in a block with the same lock file.
+
+    shared: other shared blocks do not count. A lock ends with its process, however that ends.
+    """
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds a lock on a file; one that is not there has none."""
+    if not path.exists():
+        return False
+    with path.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

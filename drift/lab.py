@@ -8,11 +8,12 @@ counts the truth, measures each masking and each masking with each objective aga
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift import rng
+from drift import live, rng
 from drift.cli import run_command
 from drift.config import (
     AdvantageEstimator,
@@ -173,8 +174,15 @@ def check(config: LabConfig) -> None:
         page_parts(Path(config.page))
 
 
-def measure_toy(config: LabConfig, number: int) -> dict[str, Any]:
-    """Everything about one random network."""
+def num_estimates(config: LabConfig) -> int:
+    """How often `measure_toy` calls `advance`."""
+    length = config.rollout.block_length
+    every = [*basic_maskings().values(), *other_maskings(length).values()]
+    return sum(map(len, every)) + len({0.0, config.lag}) * len(table_maskings(length))
+
+
+def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -> dict[str, Any]:
+    """Everything about one random network; calls `advance` after each masking."""
     from drift.estimates import measure_masking
     from drift.toy import make_toy, space_of
     from drift.truth import count
@@ -185,16 +193,19 @@ def measure_toy(config: LabConfig, number: int) -> dict[str, Any]:
     truth = count(policy, space, config.rollout, 2**config.toy.prompt_length, policy)
     key = rng.stream(config.seed, "toy", number)
     found: dict[str, Any] = {"toy": facts(truth)}
+
+    def measured(masking: MaskingConfig) -> dict[str, Any]:
+        report = asdict(measure_masking(truth, masking, config.draws, key))
+        advance()
+        return report
+
     for table, maskings in (
         ("basic", basic_maskings()),
         ("other", other_maskings(config.rollout.block_length)),
     ):
-        found[table] = {
-            name: [asdict(measure_masking(truth, m, config.draws, key)) for m in configs]
-            for name, configs in maskings.items()
-        }
+        found[table] = {name: list(map(measured, configs)) for name, configs in maskings.items()}
     for lag in (0.0, config.lag):
-        found[f"objectives, lag {lag:g}"] = measure_objectives(config, number, lag)
+        found[f"objectives, lag {lag:g}"] = measure_objectives(config, number, lag, advance)
     return found
 
 
@@ -211,7 +222,9 @@ def facts(truth: "Truth") -> dict[str, float]:
     }
 
 
-def measure_objectives(config: LabConfig, number: int, lag: float) -> dict[str, Any]:
+def measure_objectives(
+    config: LabConfig, number: int, lag: float, advance: Callable[[], object]
+) -> dict[str, Any]:
     """Each masking with each objective, by a policy that is `lag` away from the sampler."""
     from drift.estimates import measure_objective
     from drift.toy import lagging, make_toy, space_of, table
@@ -237,6 +250,7 @@ def measure_objectives(config: LabConfig, number: int, lag: float) -> dict[str, 
             )
             row[name] = asdict(report)
         found[masking_name] = row
+        advance()
     return found
 
 
@@ -361,9 +375,10 @@ def run(config: LabConfig) -> None:
     check(config)
     folder = Path(config.output_dir)
     found: list[dict[str, Any]] = []
-    for number in range(config.toys):
-        found.append(measure_toy(config, number))
-        log.info("network %d of %d is measured", number + 1, config.toys)
+    with live.bar("estimates", config.toys * num_estimates(config)) as bar:
+        for number in range(config.toys):
+            found.append(measure_toy(config, number, bar.advance))
+            log.info("network %d of %d is measured", number + 1, config.toys)
     mean = averaged(found)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "lab.json", {"mean": mean, "networks": found})

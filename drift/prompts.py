@@ -1,5 +1,6 @@
 """From an example to prompt tokens, by the checkpoint's own chat template."""
 
+from drift import live
 from drift.config import LongPrompts, TaskConfig
 from drift.errors import CheckpointError, RolloutError
 from drift.policy.base import Policy
@@ -43,17 +44,19 @@ def encode_all(
     limit = policy.backbone.config.max_positions - gen_length
     kept: list[Example] = []
     kept_ids: list[list[int]] = []
-    for example in examples:
-        ids = encode(policy, task, example)
-        if len(ids) <= limit:
-            kept.append(example)
-            kept_ids.append(ids)
-        elif task.long_prompts == LongPrompts.refuse:
-            raise RolloutError(
-                f"the prompt of {example.key} has {len(ids)} tokens; with "
-                f"rollout.gen_length={gen_length} the model's positions allow {limit}; "
-                "shorten it, lower rollout.gen_length or set task.long_prompts=drop"
-            )
+    with live.bar("encoding prompts", len(examples)) as bar:
+        for example in examples:
+            ids = encode(policy, task, example)
+            if len(ids) <= limit:
+                kept.append(example)
+                kept_ids.append(ids)
+            elif task.long_prompts == LongPrompts.refuse:
+                raise RolloutError(
+                    f"the prompt of {example.key} has {len(ids)} tokens; with "
+                    f"rollout.gen_length={gen_length} the model's positions allow {limit}; "
+                    "shorten it, lower rollout.gen_length or set task.long_prompts=drop"
+                )
+            bar.advance()
     if not kept:
         raise RolloutError(f"no prompt has at most {limit} tokens; lower rollout.gen_length")
     return kept, kept_ids, len(examples) - len(kept)

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import progress as bar
-
+from drift import live
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult
@@ -117,25 +115,17 @@ class Report:
         self.tracker = tracker
         self.folder = Path(config.output_dir)
         self.checkpoint: str | None = None
-        self._bar: bar.Progress | None = None
+        self._view: live.RunView | None = None
 
     @contextmanager
     def progress_bar(self, done: int, total: int) -> Iterator[None]:
-        """A bar while the block runs, on a terminal only."""
-        if not (sys.stdout.isatty() and self.engine.is_main):
+        """Steps, rewards and times of the run at the bottom of a terminal, while the block runs."""
+        self._view = live.RunView(total, PHASES, done)
+        for line in self.tracker.metrics.lines():  # of a run that goes on
+            self._view.add(line)
+        with live.show(self._view, stays=True):
             yield
-            return
-        columns = (
-            bar.TextColumn("step"),
-            bar.MofNCompleteColumn(),
-            bar.BarColumn(),
-            bar.TextColumn("{task.description}"),
-            bar.TimeRemainingColumn(),
-        )
-        with bar.Progress(*columns) as self._bar:
-            self._bar.add_task("", completed=done, total=total)
-            yield
-        self._bar = None
+        self._view = None
 
     def start(self, first: EvalResult, validation: EvalResult) -> None:
         """Record step 0: the policy before RL."""
@@ -164,12 +154,11 @@ class Report:
         )
         if accuracy is not None:
             text += f"  validation {accuracy:.3f}"
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
-            if accuracy is not None:
-                self._bar.console.print(f"step {step}  {text}")
-        else:
-            log.info("step %d/%d  %s", step, self.config.num_steps, text)
+        if self._view is not None:
+            self._view.add(metrics | extra)
+            self._view.steps.move(step)
+        shown = live.ON_VIEW if accuracy is None else None
+        log.info("step %d/%d  %s", step, self.config.num_steps, text, extra=shown)
 
     def write_rollout(self, step: int, lines: list[str]) -> None:
         """rollouts/step_*.jsonl: every completion of the step with its grade."""

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from drift import live
 from drift.config import RolloutConfig
 from drift.decoding import decode
 from drift.policy.base import Policy
@@ -48,7 +49,8 @@ def collect(
     first_row = prompts.first_prompt * config.group_size
     rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
-    trace = decode(policy, repeated, rows_B, config, key)
+    with live.bar("rollout rows", len(repeated)) as bar:
+        trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
     texts = texts_of(policy, trace)
     started = time.perf_counter()
     examples = [example for example in prompts.examples for _ in range(config.group_size)]

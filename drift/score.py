@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from drift import live
 from drift.cli import run_command
 from drift.config import ScoreConfig
 from drift.errors import ConfigError, DataError
@@ -96,13 +97,15 @@ def run(config: ScoreConfig) -> None:
         raise ConfigError(f"output={target} is the input; choose another file")
     task = build_task(config.task, config.data.on_error)
     summary = Summary()
-    with whole_file(target) as file:
+    total = sum(1 for _ in read_records(source)) if live.on_terminal() else 0
+    with whole_file(target) as file, live.bar("grading records", total) as bar:
         for record, result in graded(task, read_records(source), config.data.on_error):
             line = output_line(record, result)
             summary.add(line)
             file.write(json.dumps(line) + "\n")
             if isinstance(result, DataError) and summary.verdicts[BAD] <= SHOWN:
                 log.warning("bad record: %s", result)
+            bar.advance()
     figures = summary.as_dict()
     origin = {"task": config.task.name, "input": {"path": str(source), **file_digest(source)}}
     write_json(target.with_suffix(".summary.json"), origin | figures)

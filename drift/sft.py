@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift import live, rng
 from drift.cli import run_command
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
@@ -119,15 +119,17 @@ def run(config: SFTConfig) -> None:
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
     greedy = replace(config.rollout, temperature=0.0)
     started, loss = time.perf_counter(), 0.0
-    for step in range(config.num_steps):
-        loss += sft_step(engine, policy, data, step, config) / config.sft.log_every
-        if (step + 1) % config.sft.log_every == 0:
-            seconds = time.perf_counter() - started
-            log.info("step %d loss %.4f %.0f s", step + 1, loss, seconds)
-            loss = 0.0
-        if config.eval.every and (step + 1) % config.eval.every == 0:
-            result = evaluate(engine, policy, task, problems, greedy)
-            log.info("step %d validation accuracy %s", step + 1, result.accuracy)
+    with live.bar("fine-tuning steps", config.num_steps) as bar:
+        for step in range(config.num_steps):
+            loss += sft_step(engine, policy, data, step, config) / config.sft.log_every
+            if (step + 1) % config.sft.log_every == 0:
+                seconds = time.perf_counter() - started
+                log.info("step %d loss %.4f %.0f s", step + 1, loss, seconds)
+                loss = 0.0
+            if config.eval.every and (step + 1) % config.eval.every == 0:
+                result = evaluate(engine, policy, task, problems, greedy)
+                log.info("step %d validation accuracy %s", step + 1, result.accuracy)
+            bar.advance()
     result = evaluate(engine, policy, task, problems, greedy)
     folder = Path(config.output_dir) / "policy"
     save_policy(policy, folder)

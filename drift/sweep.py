@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
 
-from drift import ranks
+from drift import live, ranks
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.errors import ConfigError, PreemptedError
-from drift.files import locked, write_json
+from drift.files import is_locked, locked, write_json
 from drift.preemption import RequeuedExit
 from drift.stores import open_experiment
-from drift.tracking import JOB, MetricsFile
+from drift.tracking import JOB, MetricsFile, is_running
 from drift.validate import validate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SWEEP = "sweep.json"
+LOCK = ".job.lock"  # in the folder of a job, held while it runs
 STYLES = {
     "finished": "green",
     "failed": "red",
@@ -70,6 +71,13 @@ def job_card(hydra: HydraConf) -> JobCard:
 def read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def is_dead(folder: Path, host: str | None) -> bool:
+    """Whether nobody is at a job that was begun on this machine; of others nothing is known."""
+    if host != socket.gethostname() or not (folder / LOCK).exists():
+        return False
+    return not is_locked(folder / LOCK) and not is_running(folder)  # nor started again by itself
 
 
 def by_key(overrides: list[str]) -> dict[str, str]:
@@ -165,6 +173,8 @@ def state(folder: Path | None) -> dict[str, Any]:
     if summary and (folder / "summary.json").stat().st_mtime > (folder / JOB).stat().st_mtime:
         newest = summary
     result: dict[str, Any] = {"status": newest["status"], "error": newest.get("error")}
+    if result["status"] == "running" and is_dead(folder, job.get("host")):
+        result = {"status": "killed", "error": "its process ended without a word"}
     if summary:
         last = summary["eval"].get("last")
         result |= {
@@ -214,6 +224,17 @@ def attempt(
     if before and state(card.folder)["status"] == "finished":
         log.info("job %d is finished", card.num)
         return validation_accuracy(card.folder)
+    with locked(card.folder / LOCK, shared=True):  # every rank has it, others see it
+        return work(card, config, run, explain)
+
+
+def work(
+    card: JobCard,
+    config: Any,
+    run: Callable[[Any], None],
+    explain: Callable[[BaseException], str | None],
+) -> float | None:
+    """A job that is to be run, from its beginning to its end; see `attempt`."""
     swept = by_key(card.overrides)
     wanted = read(card.sweep / SWEEP)["swept"]
     note(
@@ -221,6 +242,8 @@ def attempt(
         swept={key: swept[key] for key in wanted if key in swept}, status="running", error=None,
         host=socket.gethostname(), started=time.time(), ended=None,
     )  # fmt: skip
+    if words := what_is_left(card.sweep):
+        log.info("job %d of the sweep; %s", card.num, words)
     try:
         validate(config)
         run(config)
@@ -237,6 +260,21 @@ def attempt(
             return None
     note(card, status="finished", error=None, ended=time.time())
     return validation_accuracy(card.folder)
+
+
+def what_is_left(sweep: Path) -> str:
+    """`12 more wait, 34:00 left`, by the jobs that have ended; empty if none waits."""
+    content = read(sweep / SWEEP)
+    waiting = [job for job in content["jobs"] if job["status"] == "waiting"]
+    running = [job for job in content["jobs"] if job["status"] == "running"]
+    notes = [read(sweep / job["folder"] / JOB) for job in content["jobs"] if job["folder"]]
+    took = [entry["ended"] - entry["started"] for entry in notes if entry.get("ended")]
+    if not waiting:
+        return ""
+    if not took:
+        return f"{len(waiting)} more wait"
+    rounds = (len(waiting) + len(running)) / max(1, len(running))
+    return f"{len(waiting)} more wait, {live.in_words(rounds * sum(took) / len(took))}"
 
 
 def failure(error: BaseException, explain: Callable[[BaseException], str | None]) -> str | None:

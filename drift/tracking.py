@@ -6,7 +6,6 @@ costs a warning; it gets what it lacks when it can be reached again, while the r
 by `python -m drift.track sync FOLDER`, which needs nothing but the run's folder.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.errors import ConfigError, DataError
-from drift.files import write_json
+from drift.files import is_locked, write_json
 from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time
@@ -273,12 +272,4 @@ def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
 
 def is_running(folder: Path) -> bool:
     """Whether a process of this machine has the run's lock."""
-    path = folder / ".lock"
-    if not path.exists():
-        return False
-    with path.open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_locked(folder / ".lock")

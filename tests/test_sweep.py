@@ -1,8 +1,10 @@
 """Sweeps as a user starts them: a job that fails, an interruption, what is left to run."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.errors import ConfigError
-from drift.sweep import by_key, plan, read, refresh, state
+from drift.files import locked
+from drift.sweep import LOCK, by_key, plan, read, refresh, state, what_is_left
 from tests.conftest import ROOT, Run
 
 TINY = (
@@ -137,6 +140,63 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
     assert job["error"] == "nothing.jsonl: no such data file"
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from drift.files import locked
+with locked(Path(sys.argv[1]) / ".job.lock", shared=True):
+    print("here", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_job_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+    """On this machine its lock says so; of a job on another machine nothing is known."""
+    job = {"status": "running", "error": None, "host": socket.gethostname()}
+    write(tmp_path / "0" / "job.json", job, when=100)
+    assert state(tmp_path / "0")["status"] == "running"  # by a version that held no lock
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "0")], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    with locked(tmp_path / "0" / LOCK, shared=True):  # another rank
+        assert state(tmp_path / "0")["status"] == "running"
+    assert state(tmp_path / "0")["status"] == "running"
+    process.kill()
+    process.communicate()
+    assert state(tmp_path / "0") == {
+        "status": "killed",
+        "error": "its process ended without a word",
+    }
+    with (tmp_path / "0" / ".lock").open("w") as lock:  # it was started again by itself
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state(tmp_path / "0")["status"] == "running"
+    write(tmp_path / "0" / "job.json", job | {"host": "elsewhere"}, when=100)
+    assert state(tmp_path / "0")["status"] == "running"
+
+
+def test_what_is_left_of_a_sweep_is_told_when_a_job_starts(tmp_path: Path) -> None:
+    jobs: list[dict[str, Any]] = [
+        {"folder": "0", "status": "finished"},
+        {"folder": "1", "status": "failed"},
+        {"folder": "2", "status": "running"},
+        *({"folder": None, "status": "waiting"} for _ in range(3)),
+    ]
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps({"jobs": jobs}))
+    write(tmp_path / "2" / "job.json", {"started": 300.0, "ended": None}, when=300)
+    assert what_is_left(tmp_path) == "3 more wait"
+    write(tmp_path / "0" / "job.json", {"started": 100.0, "ended": 130.0}, when=130)
+    write(tmp_path / "1" / "job.json", {"started": 130.0, "ended": 140.0}, when=140)
+    assert what_is_left(tmp_path) == "3 more wait, 1:20 left"  # four jobs of 20 s
+    jobs[3] = {"folder": None, "status": "running"}  # two at the same time
+    sweep.write_text(json.dumps({"jobs": jobs}))
+    assert what_is_left(tmp_path) == "2 more wait, 0:40 left"
+    sweep.write_text(json.dumps({"jobs": jobs[:4]}))
+    assert what_is_left(tmp_path) == ""
+
+
 def job_process(lock: Path) -> int:
     """The process that holds a run's lock."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -175,6 +235,8 @@ def test_a_job_that_is_killed_elsewhere_is_told_in_one_line(tmp_path: Path) -> N
     said, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in said + error
+    assert statuses(tmp_path / "sweep")[0] == "killed"
+    assert "job 0: its process ended without a word" in said
     assert "ended without a result" in error and "the others go on" in error
     assert "run what is missing: python -m drift.train -m" in error
     deadline = time.monotonic() + 120

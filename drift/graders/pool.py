@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from drift import live
 from drift.errors import GradingError
 from drift.graders.serve import READY
 
@@ -125,7 +126,7 @@ class WorkerPool:
         replies: list[Any] = [None] * len(requests)
         lines = [json.dumps(request).encode() + b"\n" for request in requests]
         waiting, tries = deque(range(len(requests))), [0] * len(requests)
-        with self._lock:
+        with self._lock, live.bar("grading answers", len(requests)) as bar:
             try:
                 while waiting or any(worker.request is not None for worker in self.workers):
                     for index in self._assign(waiting, lines):
@@ -133,6 +134,7 @@ class WorkerPool:
                     replied, lost = self._exchange()
                     for index, reply in replied:
                         replies[index] = reply
+                    bar.advance(len(replied))
                     waiting.extendleft(index for index in lost if tries[index] < TRIES)
             except BaseException:  # a worker in the middle of a request cannot be used again
                 end_all(self.workers, os.getpid())

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from drift import live
 from drift.config import AttentionBackend, Dtype, ModelConfig
 from drift.errors import CheckpointError, ConfigError
 from drift.policy import lora
@@ -185,10 +186,12 @@ def copy_weights(policy: Policy, folder: Path) -> None:
     """
     parameters = dict(policy.backbone.named_parameters())
     writes = not policy.split or torch.distributed.get_rank() == 0
-    for name, _, read in stored_weights(policy.backbone.config, policy.family, folder):
-        with gathered([parameters[name]], policy.split, writer=0):
-            if writes:
-                parameters[name].copy_(read())
+    with live.bar("loading tensors", len(parameters)) as bar:
+        for name, _, read in stored_weights(policy.backbone.config, policy.family, folder):
+            with gathered([parameters[name]], policy.split, writer=0):
+                if writes:
+                    parameters[name].copy_(read())
+            bar.advance()
 
 
 def check_shape(wanted: Shape, found: list[int], name: str, shard: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drift import live
 from drift.errors import CheckpointError
 
 MAX_SHARD_SIZE = "5GB"
@@ -92,7 +93,7 @@ def write_shards(
     plan = split_torch_state_dict_into_shards(
         planned, filename_pattern=pattern, max_shard_size=max_shard_size
     )
-    with ThreadPoolExecutor(1) as writer:
+    with live.bar(f"saving {stem} tensors", len(planned)) as bar, ThreadPoolExecutor(1) as writer:
         written: list[Future[None]] = []
         for i, (file, names) in enumerate(plan.filename_to_tensors.items()):
             kept: dict[str, Tensor] = {}
@@ -100,6 +101,7 @@ def write_shards(
                 tensor = fetch(name)
                 if i % num_ranks == rank:
                     kept[name] = tensor.detach().to("cpu", dtype).contiguous()
+                bar.advance()
             if kept:
                 wait(written)  # no more than two shards are in memory
                 written.append(writer.submit(save_file, kept, folder / file, {"format": "pt"}))

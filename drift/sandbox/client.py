@@ -212,11 +212,18 @@ class Sandbox:
             log.warning("sandbox: not in use: %s", reason)
         log.info("sandbox: %d workers, isolation %s", workers, self.isolation)
 
-    def run_all(self, requests: Sequence[Request]) -> list[Verdict]:
-        """The verdict of each request, in order."""
+    def run_all(
+        self, requests: Sequence[Request], count: Callable[[], object] | None = None
+    ) -> list[Verdict]:
+        """The verdict of each request, in order; `count` is called after each."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         try:
-            return list(pool.map(self.run, requests))
+            verdicts: list[Verdict] = []
+            for verdict in pool.map(self.run, requests):
+                verdicts.append(verdict)
+                if count:
+                    count()
+            return verdicts
         finally:
             pool.shutdown(cancel_futures=True)
 

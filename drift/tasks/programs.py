@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from drift import live
 from drift.config import SandboxConfig
 from drift.sandbox import Asserts, Request, Sandbox, Stdio, Verdict
 from drift.sandbox.names import Uses, examine
@@ -130,7 +131,10 @@ class ProgramGrader:
             for t, p in zip(tests, programs, strict=True)
         ]
         distinct = list(dict.fromkeys(request for requests in wanted for request in requests))
-        verdicts = dict(zip(distinct, self.open().run_all(distinct), strict=True))
+        sandbox = self.open()
+        with live.bar("running programs", len(distinct)) as bar:
+            found = sandbox.run_all(distinct, bar.advance)
+        verdicts = dict(zip(distinct, found, strict=True))
         return [
             self._score(t, program, [verdicts[request] for request in requests])
             for t, program, requests in zip(tests, programs, wanted, strict=True)

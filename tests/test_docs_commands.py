@@ -66,7 +66,7 @@ class Place:
     def filled(self, text: str) -> str:
         """A command with real folders in it, of a real run that had one step."""
         text = re.sub(r"\b(RUN|run)/checkpoints/step_\d+", "run/checkpoints/step_000001", text)
-        text = re.sub(r"outputs/sweeps/(TIME|<time>)", "sweep", text)
+        text = re.sub(r"outputs/sweeps/(TIME|<time>|masking)", "sweep", text)
         text = text.replace("sync FOLDER", "sync run")
         return text.removeprefix("scripts/run ")
 
@@ -160,27 +160,32 @@ def on_the_cpu(settings: str) -> Callable[[Shown, Place, Path], None]:
     return way
 
 
-def mlflow_ui(shown: Shown, place: Place, tmp_path: Path) -> None:
-    """The page of a real store is served."""
-    port = free_port()
-    server = subprocess.Popen(
-        [*shlex.split(place.filled(shown.text)), "--port", str(port)],
-        cwd=place.folder, env=place.environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        end = time.monotonic() + 300
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-                    assert b"MLflow" in answer.read()
-                    break
-            except OSError:
-                assert time.monotonic() < end and server.poll() is None
-                time.sleep(0.2)
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its own group: its workers too
-        server.wait()
+def served(option: str, title: bytes) -> Callable[[Shown, Place, Path], None]:
+    """A page with that title is served; the option says where."""
+
+    def way(shown: Shown, place: Place, tmp_path: Path) -> None:
+        port = free_port()
+        text = place.filled(shown.text).replace("scripts/", f"{ROOT}/scripts/")
+        server = subprocess.Popen(
+            [*shlex.split(text), option.format(port=port)],
+            cwd=place.folder, env=place.environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 300
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                        assert title in answer.read()
+                        break
+                except OSError:
+                    assert time.monotonic() < end and server.poll() is None
+                    time.sleep(0.2)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # its own group: its workers too
+            server.wait()
+
+    return way
 
 
 RUN = """#!/usr/bin/env bash
@@ -224,7 +229,13 @@ WAYS: tuple[tuple[str, Way], ...] = (
     (r"^\.ci/run$", ".ci/run"),
     (r"pre-commit install", pre_commit),
     (r"make_tiny\.sh", make_tiny),
-    (r"mlflow ui", mlflow_ui),
+    (r"mlflow ui", served("--port={port}", b"MLflow")),
+    (r"mkdocs serve", served("--dev-addr=127.0.0.1:{port}", b"Drift")),
+    # after the steps of the guides
+    (
+        r"masking=suffix|objective=cispo",
+        "tests/test_docs_guides.py::test_the_guides_change_is_tested_and_trains",
+    ),
     (r"^python -m drift$", "tests/test_help.py::test_commands_are_listed_with_a_line_each"),
     (
         r" --help$",
@@ -286,7 +297,13 @@ WAYS: tuple[tuple[str, Way], ...] = (
     (r"rollout\.block_length=5$", as_shown),
     (r"^(scripts/run )?python (-m drift\.\w+|scripts/)", as_it_stands),
 )
-SHOWN = list({shown.text: shown for page in PAGES for shown in commands_of(page)}.values())
+SHOWN = list(
+    {
+        shown.text.removeprefix("scripts/run "): shown
+        for page in PAGES
+        for shown in commands_of(page)
+    }.values()
+)
 
 
 def way_of(shown: Shown) -> Way:

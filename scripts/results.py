@@ -27,6 +27,7 @@ PRESETS = {
         name: f"experiment={name}"
         for name in (
             "diffu_grpo", "coupled_grpo", "wd1", "spg", "espo", "stable_drl", "bgpo", "tracerl",
+            "tracerl_value",
         )
     },
 }  # fmt: skip

@@ -92,7 +92,7 @@ def sft_step(
         part = (hidden_MS[first : first + rows], length_M[first : first + rows])
         chosen = (row_N[here_N] - first, position_N[here_N], target_N[here_N], weight_N[here_N])
         *inputs, weight = (t.to(engine.device) for t in (*part, *chosen))
-        logp_N, _ = model(*inputs, 1.0)
+        logp_N, *_ = model(*inputs, 1.0)
         loss = -(logp_N * weight).sum() / (batch * size)
         engine.backward(loss)
         total += loss.item()

@@ -143,7 +143,7 @@ def word_logps(policy: Policy, space: Space, states: Tensor, temperature: float)
     num_prompt, shape = len(space.prompt), (len(states), space.length, space.num_words)
     row, position, word = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
     length_T = torch.full((len(states),), ids_TS.shape[1])
-    logp_N, _ = policy(
+    logp_N, *_ = policy(
         ids_TS,
         length_T,
         row.flatten(),

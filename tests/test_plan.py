@@ -95,7 +95,7 @@ def test_flops_of_the_learner_are_those_that_torch_counts(checkpointing: bool) -
     position_N = (6 + torch.arange(canvas)).repeat(6)
     lengths_M = torch.full((6,), 14)
     with counter() as measured:
-        logp_N, _ = policy(ids_MS, lengths_M, row_N, position_N, torch.full_like(row_N, 5), 1.0)
+        logp_N, *_ = policy(ids_MS, lengths_M, row_N, position_N, torch.full_like(row_N, 5), 1.0)
         logp_N.sum().backward()
     model = ModelConfig(gradient_checkpointing=checkpointing)
     settings = config(model=model, rollout=replace(rollout_config(), gen_length=canvas))

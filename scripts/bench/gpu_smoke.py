@@ -70,7 +70,7 @@ def lora_step(policy: Policy, optimizer: torch.optim.Optimizer, length: int) -> 
     ids[:, 64:] = policy.special.mask
     with torch.autocast(device.type, torch.bfloat16):
         lengths = torch.full((8,), size, device=device)
-        logp_N, _ = policy(ids, lengths, row, position, target, 1.0)
+        logp_N, *_ = policy(ids, lengths, row, position, target, 1.0)
         (-logp_N.mean()).backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -43,7 +43,7 @@ def flops(policy: Policy, tokens: int, scored: int, size: int, checkpointing: bo
 def update(
     policy: Policy, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    logp_N, _ = policy(**batch, temperature=1.0)
+    logp_N, *_ = policy(**batch, temperature=1.0)
     (-logp_N.mean()).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

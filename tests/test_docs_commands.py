@@ -276,7 +276,7 @@ WAYS: tuple[tuple[str, Way], ...] = (
     # without GPUs, the hub and its checkpoints
     (r"model=llada task=gsm8k cluster=(node|multinode)", refused(MISSING)),
     (r"checkpoints=\[GSAI-ML/LLaDA-8B-Instruct", refused(MISSING)),
-    (r"prepare dataset=gsm8k$", refused("openai/gsm8k cannot be read from the hub")),
+    (r"prepare dataset=gsm8k$", refused("openai/gsm8k cannot be read from the hub", "output=new")),
     (r"bench/gpu_smoke\.py", on_the_cpu("--length 8")),
     (
         r"bench/rollout\.py",

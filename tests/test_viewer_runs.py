@@ -83,8 +83,8 @@ def scored_by_the_loss(
     engine.prepare(policy, OptimConfig(lr=1e-3), 1)
     config = typed(composed())
     assert isinstance(config, RunConfig)
-    used_B = advantages.used_B
-    work = prepare(engine, policy, None, rollout, restrict(views, used_B), used_B, config)
+    views = restrict(views, advantages.used_B)
+    work = prepare(engine, policy, None, rollout, views, advantages, config)
     return work.token_KBC > 0
 
 

@@ -165,7 +165,8 @@ def test_a_run_ends_when_its_training_time_is_spent(run: Run, tmp_path: Path) ->
     assert summary["status"] == "finished"
     assert summary["steps"] == summary["eval"]["last"]["step"] == len(spent)
     assert "is finished" in run("train", *settings, "max_training_s=1.5").stdout
-    longer = run("train", *settings, "num_steps=100000", "max_training_s=2").stdout
+    more = (f"num_steps={len(spent) + 2}", "max_training_s=1000")
+    longer = run("train", *settings, *more).stdout
     assert f"at step {len(spent)}" in longer and "is finished" not in longer
 
 

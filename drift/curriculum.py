@@ -116,19 +116,12 @@ def pick_groups(rollout: Rollout, groups: list[int]) -> Rollout:
     """Some of the groups, by their places."""
     size = rollout.group_size
     rows = [group * size + place for group in groups for place in range(size)]
-    row_N = torch.tensor(rows, dtype=torch.int64, device=rollout.rows_B.device)
-    return replace(
-        rollout,
-        prompts=replace(
-            rollout.prompts,
-            examples=[rollout.prompts.examples[group] for group in groups],
-            ids=[rollout.prompts.ids[group] for group in groups],
-        ),
-        rows_B=rollout.rows_B[row_N],
-        trace=rollout.trace.pick(row_N),
-        texts=[rollout.texts[row] for row in rows],
-        scores=[rollout.scores[row] for row in rows],
+    prompts = replace(
+        rollout.prompts,
+        examples=[rollout.prompts.examples[group] for group in groups],
+        ids=[rollout.prompts.ids[group] for group in groups],
     )
+    return rollout.pick(rows, prompts, size)
 
 
 def joined(rollouts: list[Rollout], device: torch.device | str) -> Rollout:

@@ -22,19 +22,12 @@ def pick_rows(rollout: Rollout, row_N: Tensor) -> Rollout:
     """
     rows: list[int] = row_N.tolist()
     size = rollout.group_size
-    return replace(
-        rollout,
-        prompts=PromptBatch(
-            examples=[rollout.prompts.examples[row // size] for row in rows],
-            ids=[rollout.prompt_ids(row) for row in rows],
-            first_prompt=0,
-        ),
-        group_size=1,
-        rows_B=rollout.rows_B[row_N],
-        trace=rollout.trace.pick(row_N),
-        texts=[rollout.texts[row] for row in rows],
-        scores=[rollout.scores[row] for row in rows],
+    prompts = PromptBatch(
+        examples=[rollout.prompts.examples[row // size] for row in rows],
+        ids=[rollout.prompt_ids(row) for row in rows],
+        first_prompt=0,
     )
+    return rollout.pick(rows, prompts, group_size=1)
 
 
 def training_rows(

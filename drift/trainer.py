@@ -169,7 +169,8 @@ class Trainer:
             self.report.start(first, validation)
         with self.report.progress_bar(progress.step, config.num_steps):
             before = dict(progress.phase_s)
-            while not self.at_end:
+            last = self.at_end
+            while not last:
                 self.obey(notice)
                 rollout, report = self.step()
                 progress.step += 1

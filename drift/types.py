@@ -17,8 +17,9 @@
 A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
 
@@ -118,6 +119,19 @@ class Rollout:
     temperature: float  # of the sampler; the learner uses the same
     policy_version: int  # training steps the sampling policy had seen
     reward_s: float  # seconds of grading
+
+    def pick(self, rows: list[int], prompts: PromptBatch, group_size: int) -> "Rollout":
+        """Some of the rows, by their places; `prompts` are theirs, in groups of that size."""
+        row_N = torch.tensor(rows, dtype=torch.int64, device=self.rows_B.device)
+        return replace(
+            self,
+            prompts=prompts,
+            group_size=group_size,
+            rows_B=self.rows_B[row_N],
+            trace=self.trace.pick(row_N),
+            texts=[self.texts[row] for row in rows],
+            scores=[self.scores[row] for row in rows],
+        )
 
     def prompt_ids(self, row: int) -> list[int]:
         """The prompt tokens of a local row."""

@@ -6,12 +6,16 @@
 keys and values it had when the block began: an approximation, whose size the trainer measures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from drift.config import CacheMode, RolloutConfig
+from drift.errors import RolloutError
 from drift.policy.backbone import Cache, unless_full
 from drift.policy.base import Policy
 
@@ -61,6 +65,8 @@ class Cached:
         self.horizon = config.gen_length if horizon is None else min(horizon, config.gen_length)
         sizes = policy.backbone.config
         self.cache = Cache(sizes, slots, length, policy.compute_dtype(), policy.device)
+        self.slots = slots if config.compile else None
+        self.step = compiled(policy, self.cache) if config.compile else policy.backbone.step
 
     def hidden(self, blocks: Blocks) -> Tensor:
         """Aligned hidden states of each row's block: [A, K, D]."""
@@ -75,10 +81,17 @@ class Cached:
         real_AQ = columns_AQ < end_A[:, None]
         ids_AQ = blocks.ids_AS.gather(1, columns_AQ.where(real_AQ, 0))
         columns_AQ = columns_AQ.where(real_AQ, self.cache.length)
-        length_A = unless_full(blocks.length_A, num_keys)
-        return self.policy.backbone.step(
-            ids_AQ, columns_AQ, length_A, self.cache, self.block_length, num_keys
-        )
+        wanted = self.block_length
+        if self.slots is None:
+            length_A = unless_full(blocks.length_A, num_keys)
+            return self.step(ids_AQ, columns_AQ, length_A, self.cache, wanted, num_keys)
+        # few shapes in a decode: idle slots are padding with one key, all of the cache is looked at
+        idle = (0, self.slots - len(ids_AQ))
+        ids_AQ = F.pad(ids_AQ, (0, 0, *idle))
+        columns_AQ = F.pad(columns_AQ, (0, 0, *idle), value=self.cache.length)
+        length_A = F.pad(blocks.length_A, idle, value=1)
+        hidden = self.step(ids_AQ, columns_AQ, length_A, self.cache, wanted, self.cache.length)
+        return hidden[: len(start_A)]
 
     def fill(self, blocks: Blocks, wanted: bool) -> Tensor | None:
         """Whole rows into the cache where a block begins; twins are computed once, then copied.
@@ -108,6 +121,31 @@ class Cached:
     def move(self, source: int, target: int) -> None:
         """The row of one slot goes to another, with its keys and values."""
         self.cache.copy(torch.tensor([source]), torch.tensor([target]))
+
+
+def compiled(policy: Policy, cache: Cache) -> Callable[..., Tensor]:
+    """The block step by torch.compile; on a GPU it is recorded and replayed as a CUDA graph.
+
+    A graph writes to fixed addresses: it is told that the cache stays where it is, and recorded
+    anew for the next decode's cache. The compiled code is the same for both.
+
+    Raises:
+        RolloutError: when it first runs, if it cannot be compiled here.
+    """
+    from torch._dynamo import exc, mark_static_address
+
+    for store in (store for layer in cache.layers for store in layer):
+        mark_static_address(store, guard=False)
+    run = torch.compile(policy.backbone.step, fullgraph=True, mode="reduce-overhead")
+
+    def step(*args: Any) -> Tensor:
+        try:
+            return run(*args)
+        except exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RolloutError(f"rollout.compile=true does not work here: {reason}") from error
+
+    return step
 
 
 def open_cache(policy: Policy, config: RolloutConfig, slots: int, length: int) -> Exact | Cached:

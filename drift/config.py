@@ -179,6 +179,7 @@ class RolloutConfig:
     horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
     refresh_every: int | None = None  # steps between refreshes inside a block; null = none
     weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
+    compile: bool = False  # of cache=prefix and dual: torch.compile, on a GPU with CUDA graphs
     max_rows: int = 256  # rows decoded at the same time on one rank
 
 

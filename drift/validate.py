@@ -250,6 +250,8 @@ def _cache(rollout: RolloutConfig) -> Iterator[str]:
     yield from _only_with(rollout, "refresh_every", cached, "rollout.cache=prefix or dual")
     if rollout.horizon is not None and rollout.horizon < 0:
         yield f"rollout.horizon={rollout.horizon} must be 0 or more"
+    if rollout.compile and not cached:
+        yield "rollout.compile=true applies to rollout.cache=prefix or dual only"
     if rollout.refresh_every is not None and rollout.refresh_every < 1:
         yield f"rollout.refresh_every={rollout.refresh_every} must be 1 or more"
 
@@ -330,6 +332,11 @@ def _ranks(config: RunConfig) -> Iterator[str]:
     weights, stage = config.rollout.weights, cluster.zero_stage
     if weights == RolloutWeights.shared and stage == 3:
         yield "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
+    if weights == RolloutWeights.gather and config.rollout.compile:
+        yield (
+            "rollout.compile=true needs all weights at once, rollout.weights=gather holds one "
+            "block at a time; use replica"
+        )
     if weights == RolloutWeights.gather and stage not in (3, None):
         yield f"rollout.weights=gather is for cluster.zero_stage=3, not {stage}; use shared"
     if cluster.num_processes and prompts % ranks:

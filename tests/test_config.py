@@ -98,6 +98,7 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["rollout.top_k=0"], "rollout.top_k=0 must be 1 or more"),
         (["rollout.horizon=8"], "rollout.horizon=8 applies to rollout.cache=prefix only"),
         (["rollout.refresh_every=2"], "rollout.refresh_every=2 applies to rollout.cache=prefix or"),
+        (["rollout.compile=true"], "rollout.compile=true applies to rollout.cache=prefix or dual"),
         (["rollout.cache=dual", "rollout.refresh_every=0"], "rollout.refresh_every=0 must be 1"),
         (["rollout.temperature=0"], "rollout.temperature=0 makes every completion"),
         (["objective.num_updates=2"], "objective.num_updates=2 needs a ratio to the old policy"),

@@ -52,7 +52,7 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.ke
 EXACT = {name: c for name, c in CONFIGS.items() if c.cache == CacheMode.none}
 
 
-def rows(trace: Trace, index: int) -> list[Tensor]:
+def rows(trace: Trace, index: int | slice) -> list[Tensor]:
     return [
         t[index]
         for t in (trace.canvas_BC, trace.unmask_step_BC, trace.logp_BC, trace.nfe_B, trace.length_B)
@@ -82,6 +82,20 @@ def test_a_row_is_the_same_alone_and_with_any_neighbours(
         for a, b, c in zip(rows(together, row), rows(few, row), rows(alone, 0), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
             torch.testing.assert_close(a, c, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [DUAL, replace(PREFIX, horizon=2)], ids=["dual", "prefix"])
+def test_a_compiled_step_says_the_same(policy: Policy, config: RolloutConfig) -> None:
+    """Rows come and go, the canvas ends before the horizon; later decodes compile nothing."""
+    prompts = [*PROMPTS, [3] * 9]
+    config = replace(config, max_rows=3)
+    plain = decode(policy, prompts, torch.arange(5), config, KEY)
+    torch._dynamo.reset()
+    for again in (False, True):
+        with torch._dynamo.config.patch(error_on_recompile=again):
+            traced = decode(policy, prompts, torch.arange(5), replace(config, compile=True), KEY)
+        for a, b in zip(rows(plain, slice(None)), rows(traced, slice(None)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
 def test_rows_of_the_same_prompt_differ() -> None:

@@ -36,13 +36,16 @@ def tiny() -> Policy:
 
 
 def call(
-    folder: Path, *arguments: str, stdin: bytes | None = None
+    folder: Path,
+    *arguments: str,
+    stdin: bytes | None = None,
+    environment: dict[str, str] = ENVIRONMENT,
 ) -> subprocess.CompletedProcess[str]:
     """The command in a folder, on a pipe."""
     done = subprocess.run(
         [sys.executable, "-m", "drift.generate", *arguments],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=environment,
         input=stdin or b"",
         capture_output=True,
         timeout=300,
@@ -92,6 +95,17 @@ def refused(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
 
 
 # ---- the command
+
+
+def test_a_step_that_cannot_be_compiled_is_one_line(tmp_path: Path) -> None:
+    environment = ENVIRONMENT | {"CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    wanted = ("rollout=static", "rollout.cache=dual", "rollout.compile=true")
+    done = call(tmp_path, "prompt=3 5 9=17", *wanted, environment=environment)
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "rollout.compile=true does not work here: " in lines[0]
+    assert "No working C++ compiler" in lines[0]
 
 
 def test_a_prompt_on_a_pipe_gives_its_text_and_one_line_of_cost(tmp_path: Path) -> None:

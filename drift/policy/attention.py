@@ -35,7 +35,8 @@ def sdpa(lengths_B: Tensor | None, num_keys: int) -> Attend:
             # torch's fused kernels take a mask or grouped queries, not both
             k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
             repeats = 1
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real_B11S, enable_gqa=repeats > 1)
+        gqa = {"enable_gqa": True} if repeats > 1 else {}  # a constant for torch.compile
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real_B11S, **gqa)
         return mixed.transpose(1, 2)
 
     return attend

@@ -50,14 +50,15 @@ def draw(
 def draw_chunk(
     logits_NV: Tensor, noise_N: Tensor, config: RolloutConfig, stop: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`draw` of one chunk, from its logits [N, V] float32."""
-    probs_NV = logits_NV.softmax(-1)
+    """`draw` of one chunk, from its logits [N, V] float32, which are lost."""
+    temperature = config.temperature or 1.0
+    needed = temperature != 1 or config.suppress_end == EndSuppression.token
+    probs_NV = torch.softmax(logits_NV, -1, out=None if needed else logits_NV)  # no second [N, V]
     if not bool(probs_NV[:, 0].isfinite().all()):  # one bad logit spoils its whole row
         raise RolloutError(
             "the network's logits are not finite: its weights are broken, or training diverged; "
             "go on from an earlier checkpoint with a lower optim.lr"
         )
-    temperature = config.temperature or 1.0
     tempered_NV = probs_NV if temperature == 1 else (logits_NV / temperature).softmax(-1)
     choice_NV = tempered_NV
     if config.suppress_end == EndSuppression.token:

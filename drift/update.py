@@ -253,6 +253,16 @@ def accumulate(
     return total
 
 
+def padding(engine: Engine, batches: list[MicroBatch]) -> float:
+    """The share of the learner's tokens that only fill rows up to the longest of their forward."""
+    sizes = {
+        "real": float(sum(batch.length_M.sum() for batch in batches)),
+        "all": float(sum(batch.ids_MS.numel() for batch in batches)),
+    }
+    total = engine.sum(sizes)
+    return 1 - total["real"] / total["all"]
+
+
 def update(
     engine: Engine,
     policy: Policy,
@@ -270,7 +280,7 @@ def update(
     row is, and the values before the update make advantages of the rewards.
 
     Returns:
-        loss/*, kl/*, policy/entropy, optim/grad_norm, optim/lr, masking/scored_tokens, value/*,
+        loss/*, kl/*, policy/entropy, optim/*, masking/scored_tokens, value/*,
         means over the updates, the same on all ranks.
     """
     views = restrict(views, advantages.used_B)
@@ -281,6 +291,7 @@ def update(
         for _ in range(num_updates):
             engine.skip_step()
         return StepReport(metrics=metrics)
+    metrics["optim/padding_frac"] = padding(engine, work.batches)
     if work.targets is not None:
         metrics |= summary(engine.sum(moments(work.targets)))
     total: defaultdict[str, float] = defaultdict(float)

@@ -29,7 +29,7 @@ from drift.likelihood import micro_batches, score, token_logps
 from drift.masking import STRATEGIES, build_views
 from drift.policy.base import Policy
 from drift.types import Advantages, MaskedViews, Rollout
-from drift.update import settle_scored, update
+from drift.update import padding, settle_scored, update
 from tests.conftest import (
     make_policy,
     make_rollout,
@@ -201,6 +201,15 @@ def test_gradient_does_not_depend_on_the_micro_batch(masking: MaskingConfig) -> 
         norms.append((report.metrics["optim/grad_norm"], report.metrics["masking/scored_tokens"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     assert norms[0] == pytest.approx(norms[2], rel=1e-5)
+
+
+def test_padding_is_what_short_rows_need_in_their_forward() -> None:
+    policy = make_policy()  # prompts of 3, 1, 6 and 2 tokens, a canvas of 8: rows of 11, 9, 14, 10
+    rollout = make_rollout(PROMPTS, decode(policy, PROMPTS, torch.arange(4), rollout_config(), KEY))
+    all_KBC = torch.ones(1, 4, 8, dtype=torch.bool)
+    batches = micro_batches(rollout, all_KBC, all_KBC, policy.special, rows_per_forward=2)
+    engine = Engine(ClusterConfig(name="local"), Dtype.float32)
+    assert padding(engine, batches) == pytest.approx((1 + 3) / (10 + 10 + 14 + 14))
 
 
 def test_candidates_are_scored_when_the_old_policy_finds_them_likely() -> None:

@@ -2,12 +2,13 @@
 
 python scripts/bench/rollout.py                            # two CPU cores, float32, 8 minutes
 python scripts/bench/rollout.py --shape llada-8b --device cuda --dtype bfloat16 --batch 1 8 32 128 \
-    --length 256 --steps 64
+    --length 256 --steps 64 --compile
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common import (
     show,
 )
 
-from drift import decoding, rng
+from drift import caching, decoding, rng
 from drift.config import CacheMode, RemaskingRule, RolloutConfig
 from drift.policy.base import Policy
 from drift.types import Trace
@@ -37,8 +38,8 @@ KEY = rng.stream(0, "bench")
 class Stopwatch:
     """Where the time of a decode goes; wraps the four rooms while it is used."""
 
-    def __init__(self, meter: Meter, device: str):
-        self.meter, self.device = meter, device
+    def __init__(self, meter: Meter, device: str, compiles: bool):
+        self.meter, self.device, self.compiles = meter, device, compiles
         self.spent = {"network": 0.0, "head": 0.0, "draw": 0.0}
 
     def timed(self, name: str, work: Callable[..., Any], count: Callable[..., None]) -> Any:
@@ -72,10 +73,13 @@ class Stopwatch:
         wrapped: list[tuple[Any, str, str, Callable[..., None]]] = [
             (backbone, "forward", "network", whole),
             (backbone, "prefill", "network", fill),
-            (backbone, "step", "network", step),
             (policy, "denoising_logits", "head", head),
             (decoding, "draw", "draw", lambda *_: None),
         ]
+        if not self.compiles:
+            wrapped.append((backbone, "step", "network", step))
+        compiled = caching.compiled
+        caching.compiled = lambda *given: self.timed("network", compiled(*given), step)
         originals = [getattr(owner, name) for owner, name, _, _ in wrapped]
         for (owner, name, room, count), original in zip(wrapped, originals, strict=True):
             setattr(owner, name, self.timed(room, original, count))
@@ -84,6 +88,7 @@ class Stopwatch:
         finally:
             for (owner, name, _, _), original in zip(wrapped, originals, strict=True):
                 setattr(owner, name, original)
+            caching.compiled = compiled
 
 
 def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, device: str,
@@ -93,18 +98,18 @@ def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, dev
     def decode() -> Trace:
         return decoding.decode(policy, prompts, torch.arange(len(prompts)), config, KEY)
 
-    if device != "cpu":
+    if device != "cpu" or config.compile:
         decode()  # kernels are chosen and memory is taken
     took, trace = seconds(decode, device)
     took = min(took, best(decode, device, tries - 1)) if tries > 1 else took
     meter = Meter(policy, matmul=rates[0], copy=rates[1])
-    watch = Stopwatch(meter, device)
+    watch = Stopwatch(meter, device, config.compile)
     watched, _ = watch.run(decode)
     draw = watch.spent["draw"] - watch.spent["head"]
     network = watch.spent["network"] / watched
     tokens, nfe = int(trace.committed_BC.sum()), int(trace.nfe_B.sum())
     return {
-        "cache": config.cache.value,
+        "cache": config.cache.value + (" compiled" if config.compile else ""),
         "rule": config.remasking.value,
         "batch": config.max_rows,
         "length": config.gen_length,
@@ -124,16 +129,25 @@ def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, dev
 
 
 def grid(options: argparse.Namespace) -> list[RolloutConfig]:
-    base = RolloutConfig(
-        remasking=RemaskingRule.static, gen_length=options.length, block_length=options.block,
-        steps=options.steps,
-    )  # fmt: skip
+    """Rules x lengths x batches x caches; a longer canvas takes steps in proportion."""
     caches = [
         {"cache": CacheMode.none},
         {"cache": CacheMode.prefix, "horizon": options.horizon},
         {"cache": CacheMode.dual},
     ]
-    return [replace(base, max_rows=batch, **cache) for batch in options.batch for cache in caches]
+    if options.compile:
+        caches += [cache | {"compile": True} for cache in caches[1:]]
+    rules = {"threshold": {"threshold": 0.9}, "factor": {"factor": 1.0}}
+    return [
+        RolloutConfig(
+            remasking=RemaskingRule(rule), gen_length=length, block_length=options.block,
+            steps=options.steps * length // options.length[0], max_rows=batch,
+            **rules.get(rule, {}), **cache,
+        )
+        for rule, length, batch, cache in product(
+            options.rule, options.length, options.batch, caches
+        )
+    ]  # fmt: skip
 
 
 def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -141,7 +155,7 @@ def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
 
     A stop token is put where a row is to end, as soon as that position is committed.
     """
-    rows, length = 4 * max(options.batch), 2 * options.length
+    rows, length = 4 * max(options.batch), 2 * options.length[0]
     prompts = prompts_of(rows, options.prompt, policy.backbone.config.vocab_size)
     share_B = 0.1 + 0.9 * rng.uniform(rng.stream(0, "ends"), torch.arange(rows))
     end_B = (share_B * length).long().clamp(max=length - 1).to(policy.device)
@@ -184,10 +198,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=common.DTYPES, default="float32")
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, nargs="+", default=[128])
+    parser.add_argument("--rule", choices=RemaskingRule, nargs="+", default=["static"])
     parser.add_argument("--block", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=32, help="of the first length")
     parser.add_argument("--horizon", type=int, default=128)
+    parser.add_argument("--compile", action="store_true", help="the caches again, compiled")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tries", type=int, default=3, help="each time is the best of so many")
     parser.add_argument("--json", type=Path)
@@ -199,11 +215,13 @@ def main() -> None:
     rates = machine_rates(options.dtype, device)
     vocab = policy.backbone.config.vocab_size
     rows: list[dict[str, Any]] = []
-    plain: dict[int, tuple[float, float]] = {}
+    plain: dict[tuple[int, int], tuple[float, float]] = {}  # of the static rule, by batch, length
     for config in grid(options):
         prompts = prompts_of(config.max_rows, options.prompt, vocab)
         row, trace = measure(policy, prompts, config, device, rates, options.tries)
-        if config.cache == CacheMode.none and config.max_rows <= 32:  # float64 logits of all rows
+        is_static, size = config.remasking == RemaskingRule.static, (row["batch"], row["length"])
+        if is_static and config.cache == CacheMode.none and config.max_rows <= 32:
+            # float64 logits of all rows: no more than 32
             runs = [
                 [
                     seconds(lambda g=g: naive_decode(policy, prompts, config, KEY, g), device)  # noqa: B023
@@ -212,10 +230,10 @@ def main() -> None:
                 for _ in range(options.tries)
             ]
             inversion, gumbel = (min(run[i][0] for run in runs) for i in (0, 1))
-            plain[config.max_rows] = (inversion, gumbel)
+            plain[size] = (inversion, gumbel)
             row["same tokens"] = float((runs[0][0][1] == trace.canvas_BC).float().mean())
-        if config.max_rows in plain:
-            inversion, gumbel = plain[config.max_rows]
+        if is_static and size in plain:
+            inversion, gumbel = plain[size]
             row["x plain"], row["x Gumbel"] = inversion / row["seconds"], gumbel / row["seconds"]
         rows.append(row)
     about = {
@@ -224,7 +242,10 @@ def main() -> None:
         f"block {options.block}, {options.steps} steps",
         "matmul": f"{rates[0] / 1e9:.0f} GFLOP/s",
         "copy": f"{rates[1] / 1e9:.1f} GB/s",
-        "plain decoder": {b: f"{a:.1f} s, Gumbel noise {g:.1f} s" for b, (a, g) in plain.items()},
+        "plain decoder": {
+            f"batch {b}, length {n}": f"{a:.1f} s, Gumbel noise {g:.1f} s"
+            for (b, n), (a, g) in plain.items()
+        },
         "retirement": retirement(policy, options),
     }
     show("rollout", rows, options.json, about)

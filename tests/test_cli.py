@@ -108,7 +108,9 @@ def test_missing_checkpoint_says_how_to_get_it(run: Run, tmp_path: Path) -> None
 
 
 def test_task_without_a_tiny_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
-    assert "model.path=data/tiny-code is not a folder" in refused(run, tmp_path, "task=code")
+    line = refused(run, tmp_path, "task=code")
+    assert "model.path=data/tiny-code is not a folder" in line
+    assert "(data has tiny-arithmetic, tiny-countdown, tiny-one_line_code, tiny-sudoku)" in line
 
 
 def test_checkpoint_of_another_family_is_refused(run: Run, tmp_path: Path) -> None:

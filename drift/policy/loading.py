@@ -42,17 +42,29 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
+def others(missing: tuple[Path, ...]) -> str:
+    """For data/tiny-code: " (data has tiny-countdown, ...)", the checkpoints of that kind there."""
+    kind, dash, _ = missing[0].name.partition("-")
+    files = [file for path in missing for file in path.parent.glob(f"{kind}-*/config.json")]
+    names = ", ".join(sorted({file.parent.name for file in files}))
+    return f" ({missing[0].parent} has {names})" if dash and names else ""
+
+
 def find_checkpoint(path: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint: a path, a path inside the project, or a downloaded hub name.
 
     Raises:
-        CheckpointError: there is none; the message has the command that fetches a hub name.
+        CheckpointError: there is none; the message names those of the same kind beside it, or has
+            the command that fetches a hub name.
     """
-    for folder in (Path(path).expanduser(), PROJECT_ROOT / path, PACKAGE_ROOT / path):
+    folders = (Path(path).expanduser(), PROJECT_ROOT / path, PACKAGE_ROOT / path)
+    for folder in folders:
         if folder.is_dir():
             return folder
     if path.count("/") != 1 or path.startswith((".", "/", "~", "data/", "outputs/")):
-        raise CheckpointError(f"model.path={path} is not a folder; give a checkpoint's folder")
+        raise CheckpointError(
+            f"model.path={path} is not a folder; give a checkpoint's folder{others(folders)}"
+        )
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):

@@ -32,7 +32,7 @@ SMALL = (
     "tracking=off",
 )
 LAST = "eval/test_accuracy"  # logged where a run ends, also one that is taken up again
-PER_RUN = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
+PER_RUN = ("time/", "mem/", "rollout/tokens_per_s", "unix_s", "optim/padding_frac")
 
 
 def newest(folder: Path) -> Path:

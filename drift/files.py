@@ -39,7 +39,7 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
     shared: other shared blocks do not count. A lock ends with its process, however that ends.
     """
-    with path.open("w") as lock:
+    with path.open("a+") as lock:  # NFS: a shared lock needs reading, one for one alone writing
         fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
@@ -48,7 +48,8 @@ def is_locked(path: Path) -> bool:
     """Whether a process of this machine holds a lock on a file; one that is not there has none."""
     if not path.exists():
         return False
-    with path.open("r") as lock:
+    mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS: a lock for one alone needs writing
+    with path.open(mode) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.errors import ConfigError
-from drift.files import locked
+from drift.files import is_locked, locked
 from drift.sweep import LOCK, by_key, plan, read, refresh, state, what_is_left
 from tests.conftest import ROOT, Run
 
@@ -125,6 +125,27 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
     assert "mlflow.parentRunId" not in one.data.tags
     ids = {job["mlflow_run_id"] for job in read(folder / "sweep.json")["jobs"]}
     assert ids == {run.info.run_id for run in runs}
+
+
+def test_locks_ask_for_no_more_than_their_file_was_opened_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS makes flock a lock of byte ranges, which needs reading to share and writing to own."""
+    monkeypatch.setattr("fcntl.flock", fcntl.lockf)
+    for shared in (False, True):
+        with locked(tmp_path / "lock", shared=shared):
+            assert not is_locked(tmp_path / "lock")  # such a lock does not hold its own process
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_in_the_loop_leaves_nothing_that_ends_the_next(
+    run: Run, tmp_path: Path
+) -> None:
+    """Its watchdog, which would have waited for it, is gone."""
+    lasts = ("num_steps=100000", "max_training_s=14", "cluster.timeout_s=10", "eval.every=0")
+    sweep = ("-m", *TINY, *lasts, "checkpoint.every=0", "optim.lr=1e30,1e-9", "hydra.sweep.dir=s")
+    run("train", *sweep, check=False)
+    assert statuses(tmp_path / "s") == ["failed", "finished"]
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ class Engine:
         torch.set_num_threads(cluster.threads or share)
         if not on_cpu:
             torch.cuda.reset_peak_memory_stats()
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # what an earlier job of a sweep compiled counts for its limits
         AcceleratorState._reset_state()  # a sweep runs its jobs, of any precision, in one process
         if not dist.is_initialized():
             PartialState._reset_state()
@@ -244,6 +246,7 @@ class Engine:
 
         Every rank calls, with the same names in the same order.
         """
+        self.watchdog.beat()
         parameter = self.trained[name]
         if self.stage:
             return zero.full(parameter, key)

@@ -1,6 +1,7 @@
 """Prompts to graded completions."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -32,6 +33,7 @@ def collect(
     config: RolloutConfig,
     key: int,
     policy_version: int,
+    beat: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Complete each prompt `group_size` times and grade every completion once.
 
@@ -42,6 +44,7 @@ def collect(
         config: group size and decoding settings.
         key: of the random numbers of this step, the same on every rank.
         policy_version: training steps that `policy` has seen.
+        beat: called after each denoising step.
 
     Returns:
         B = P * group_size rows, the rows of a group adjacent.
@@ -50,7 +53,12 @@ def collect(
     rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
     with live.bar("rollout rows", len(repeated)) as bar:
-        trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
+
+        def count(done: float) -> None:
+            bar.move(done)
+            beat()
+
+        trace = decode(policy, repeated, rows_B, config, key, count=count)
     texts = texts_of(policy, trace)
     started = time.perf_counter()
     examples = [example for example in prompts.examples for _ in range(config.group_size)]

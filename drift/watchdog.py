@@ -16,7 +16,10 @@ LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
-    """Ends the process when no phase begins or ends for `timeout_s`, or its parent is gone."""
+    """Ends the process when nothing is done for `timeout_s`, or its parent is gone.
+
+    Done is a phase that begins or ends, a denoising step, a file or a tensor of a checkpoint.
+    """
 
     def __init__(self, timeout_s: float, rank: int):
         self.timeout_s = timeout_s
@@ -44,6 +47,10 @@ class Watchdog:
     def enter(self, step: int, phase: str) -> None:
         """A step's phase begins, or ends."""
         self.place, self.since = f"step {step}, phase {phase}", time.monotonic()
+
+    def beat(self) -> None:
+        """Something was done in a long phase."""
+        self.since = time.monotonic()
 
     def _watch(self) -> None:
         while not self._stopped.wait(LOOK_EVERY_S):

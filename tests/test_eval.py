@@ -274,7 +274,9 @@ def test_a_part_has_the_completions_of_the_whole_and_no_problems_are_none() -> N
     engine = Engine(ClusterConfig(), Dtype.float32)
     rollout = rollout_config(temperature=1.5)
     key = rng.stream(0, "eval")
+    engine.watchdog.since = 0.0
     whole = complete(engine, policy, task, problems, rollout, key=key, samples=2)
+    assert engine.watchdog.since > 0  # it heard of the denoising steps
     part = complete(
         engine, policy, task, problems.part(1, 3), rollout, key=key, samples=2, first_row=2
     )

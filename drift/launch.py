@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from drift.errors import DriftError, PreemptedError, RankError
 from drift.preemption import Notice
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead
+TIDY_S = 120.0  # the same when one has obeyed a signal: the first rank tidies up and reports
 log = logging.getLogger("drift")
 
 
@@ -85,10 +87,11 @@ def start(command: str, config: Any) -> None:
         dead = first_dead(processes)
         if dead is None:
             return
-        end(processes)
+        left = processes[dead].exitcode == PreemptedError.exit_code
+        end(processes, TIDY_S if left else GRACE_S)
         error = explain(first + dead, processes[dead].exitcode, last_words(words[dead]))
         if isinstance(error, PreemptedError) and notice.signum:
-            notice.obey(notice.signum, 0, f"go on with hydra.run.dir={config.output_dir}")
+            notice.obey(notice.signum, 0, str(error).partition(": ")[2])
         raise error
 
 
@@ -129,10 +132,11 @@ def first_dead(processes: list[BaseProcess]) -> int | None:
             return None
 
 
-def end(processes: list[BaseProcess]) -> None:
+def end(processes: list[BaseProcess], patience_s: float = GRACE_S) -> None:
     """Give the processes a moment to end by themselves, then kill them."""
+    until = time.monotonic() + patience_s
     for process in processes:
-        process.join(GRACE_S)
+        process.join(max(0.0, until - time.monotonic()))
     for process in processes:
         process.kill()
         process.join()

@@ -58,7 +58,7 @@ class Notice:
         Args:
             signum: what any rank was sent.
             rank: of this process.
-            resume: how to go on.
+            resume: what is saved and how to go on.
 
         Raises:
             PreemptedError: nobody else decides.
@@ -66,10 +66,10 @@ class Notice:
         handler = self.before[signum]
         name = signal.Signals(signum).name
         if not callable(handler):
-            raise PreemptedError(f"{name}: the run is saved; {resume}")
+            raise PreemptedError(f"{name}: {resume}")
         self.signum = 0
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.hand_over(handler, signum)
         if rank and signum != signal.SIGTERM:
             time.sleep(REQUEUE_S)
-            raise PreemptedError(f"{name}: the run is saved, but was not requeued; {resume}")
+            raise PreemptedError(f"{name}: it was not requeued; {resume}")

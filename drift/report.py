@@ -217,15 +217,21 @@ class Report:
         return columns
 
     def learned(self) -> list[str]:
-        """Some test problems that were answered wrongly before the run and rightly after it."""
+        """Some test problems that were answered wrongly before the run and rightly after it.
+
+        None where an evaluation is not in this folder: of a run that began elsewhere.
+        """
+        files = [self.folder / "evals" / f"{name}.json" for name in ("first", "last")]
+        if not all(file.exists() for file in files):
+            return []
         first, last = (
-            read_json(self.folder / "evals" / f"{name}.json")["completions"]
-            for name in ("first", "last")
+            {row["key"]: row for row in read_json(file)["completions"]} for file in files
         )
         return [
-            f"{before['prompt']}  before: {before['completion']}  after: {after['completion']}"
-            for before, after in zip(first, last, strict=True)
-            if after["correct"] and not before["correct"]
+            f"{first[key]['prompt']}  before: {first[key]['completion']}  "
+            f"after: {after['completion']}"
+            for key, after in last.items()
+            if key in first and after["correct"] and not first[key]["correct"]
         ][:LEARNED]
 
     def farewell(self, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
 from drift.launch import in_ranks
+from drift.preemption import RequeuedExit
 
 if TYPE_CHECKING:
     from drift.engine import Engine
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("drift")
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
+AUTOMATIC = ("auto", "never")  # values of `resume` that are no folder
 Overlap = dict[str, dict[str, object]]  # of each evaluation split with train
 
 
@@ -44,6 +47,9 @@ def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
 def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none.
 
+    The same command again, by hand or by SLURM, goes on where the run is: a given checkpoint is
+    where it began.
+
     Raises:
         CheckpointError: a given one is not there or not whole.
         ConfigError: resume=never, but the folder holds a run that would be lost.
@@ -51,21 +57,34 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     from drift import checkpointing
 
     own = Path(config.output_dir) / "checkpoints"
-    if config.resume == "never":
+    begun, requeued = engine.agree((began_so(config), is_requeued()))
+    if config.resume == "never" and not requeued:
         if any(own.glob("step_*")):
             raise ConfigError(
                 f"resume=never, but {config.output_dir} holds a run; "
                 "use resume=auto or another hydra.run.dir"
             )
         return None
-    if config.resume == "auto":
-        return checkpointing.newest(own, engine)
+    found = checkpointing.newest(own, engine) if begun or config.resume in AUTOMATIC else None
+    if found or config.resume in AUTOMATIC:
+        return found
     folder = Path(config.resume)
     if not folder.is_dir():
         raise CheckpointError(
             f"resume={config.resume} is not a folder; use auto, never or a checkpoint's folder"
         )
     return folder, checkpointing.check(folder, engine)
+
+
+def began_so(config: RunConfig) -> bool:
+    """Whether the run in this folder was begun with the same `resume`."""
+    path = Path(config.output_dir) / "config.yaml"
+    return path.exists() and OmegaConf.select(OmegaConf.load(path), "resume") == config.resume
+
+
+def is_requeued() -> bool:
+    """Whether SLURM has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
@@ -113,12 +132,18 @@ def build(
 
     path = str(resumed[0] / "policy") if resumed else None
     policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
+    if policy.adapter is not None and policy.adapter.rank != model.lora.rank:
+        raise ConfigError(
+            f"model.lora.rank={model.lora.rank}, but {path or model.path} is an adapter of rank "
+            f"{policy.adapter.rank}; set that, or merge it with drift.export"
+        )
     if model.lora.rank and policy.adapter is None:
         lora.attach_new(policy, model.lora, model.path)
     reference = None
-    if config.objective.kl_coef:  # an adapter's base is its own reference: no second copy
+    if config.objective.kl_coef:  # the base of a new adapter is the run's start: no second copy
         reference = policy
-        if not policy.adapter:
+        started = find_checkpoint(model.path, model.revision) / lora.CONFIG
+        if not policy.adapter or started.exists():
             reference = load_model(model, device=engine.device).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     objective = config.objective
@@ -150,6 +175,15 @@ def run(config: RunConfig) -> None:
     config.output_dir = engine.agree(config.output_dir)
     if engine.num_ranks > 1:
         engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
+    try:
+        train(config, engine)
+    finally:
+        engine.watchdog.stop()  # also where the run failed: the process may go on with another
+    engine.close()
+
+
+def train(config: RunConfig, engine: "Engine") -> None:
+    """`run` in an engine."""
     with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)
@@ -167,7 +201,6 @@ def run(config: RunConfig) -> None:
                 start(config, trainer, overlap, resumed)
             engine.barrier()
             follow(trainer)
-    engine.close()
 
 
 def digest(value: object) -> str:
@@ -203,7 +236,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
             warn_of_changes(dict(flat("", before)), params)
             manifest = checkpointing.read_json(folder / "manifest.json")
             warn_of_changes(dict(flat("data", manifest["data"])), dict(flat("data", digests)))
-        if config.resume != "auto":
+        if resumed[0] == Path(config.resume):
             tracker.forget()  # another branch, another run in the store
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -224,7 +257,7 @@ def follow(trainer: "Trainer") -> None:
         trainer.fit()
     except BaseException as error:
         status = "killed" if isinstance(error, KeyboardInterrupt) else "failed"
-        if isinstance(error, PreemptedError):
+        if isinstance(error, PreemptedError | RequeuedExit):
             status = "preempted"
         if not trainer.engine.is_main:
             raise

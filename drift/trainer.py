@@ -37,7 +37,10 @@ def sampler_of(policy: Policy, config: RunConfig) -> Policy:
     """Whose weights decode: `rollout.weights`."""
     weights, dtype = config.rollout.weights, torch_dtype(config.model.dtype)
     if weights == RolloutWeights.auto:
-        weights = RolloutWeights.replica if policy.split else RolloutWeights.shared
+        # compiled code would cast float32 weights anew at every denoising step
+        cast = config.rollout.compile and dtype != torch.float32 and policy.adapter is None
+        replica = policy.split or cast
+        weights = RolloutWeights.replica if replica else RolloutWeights.shared
     if weights == RolloutWeights.shared:
         if policy.split:
             raise ConfigError(
@@ -75,7 +78,8 @@ class Trainer:
         self.progress = Progress()
         self.checkpoints = Path(config.output_dir) / "checkpoints"
         self.counted_at = time.perf_counter()
-        self.saved_step = -1  # of the newest checkpoint
+        self.saved_step = -1  # of the newest checkpoint of this folder
+        self.saved_best: int | None = None  # the step of the best one
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -106,7 +110,10 @@ class Trainer:
         config, step = self.config, self.progress.step
         with self.phase("rollout"), self.engine.autocast():
             key = rng.stream(config.seed, "rollout", step)
-            rollout = collect(self.sampler, self.task, prompts, config.rollout, key, step)
+            rollout = collect(
+                self.sampler, self.task, prompts, config.rollout, key, step,
+                self.engine.watchdog.beat,
+            )  # fmt: skip
         self.move_time("rollout", "reward", rollout.reward_s)
         return rollout
 
@@ -184,7 +191,7 @@ class Trainer:
                 self.save_if_due(last)
         if not self.finished:  # a run that is taken up behind its end
             self.evaluate("last", Split.test)
-            self.save()
+            self.save(must=True)
 
     def obey(self, notice: Notice) -> None:
         """Save and leave if any rank was sent a signal."""
@@ -193,8 +200,11 @@ class Trainer:
         if signum:
             if self.saved_step != self.progress.step:
                 self.save()
+            saved = "the run is saved"
+            if self.saved_step != self.progress.step:
+                saved = f"step {self.progress.step} could not be saved"
             folder = self.config.output_dir
-            notice.obey(signum, self.engine.rank, f"go on with hydra.run.dir={folder}")
+            notice.obey(signum, self.engine.rank, f"{saved}; go on with hydra.run.dir={folder}")
 
     def evaluate_if_due(self, last: bool) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
@@ -212,7 +222,7 @@ class Trainer:
         every, step = self.config.checkpoint.every, self.progress.step
         due = (every and step % every == 0) or last
         if due or self.progress.best_step == step:
-            self.save()
+            self.save(must=last)
 
     def evaluate(self, name: str, split: Split) -> EvalResult:
         """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
@@ -229,8 +239,12 @@ class Trainer:
         self.report.evaluation(name, result, progress.step)
         return result
 
-    def save(self) -> None:
-        """A checkpoint of this step, and the summary so far; a full disk costs no more than it."""
+    def save(self, *, must: bool = False) -> None:
+        """A checkpoint of this step, and the summary so far; a full disk costs no more than it.
+
+        Raises:
+            CheckpointError: it cannot be written, but must: there is no later one.
+        """
         progress, keep = self.progress, self.config.checkpoint.keep
         with self.phase("checkpoint"):
             self.count_wall_time()
@@ -240,22 +254,36 @@ class Trainer:
                     self.curriculum.state(),
                 )  # fmt: skip
             except CheckpointError as error:
+                if must:
+                    raise CheckpointError(
+                        f"{error}; the last step is not saved: make room, and give the same "
+                        "command again"
+                    ) from error
                 log.warning("step %d has no checkpoint, the run goes on: %s", progress.step, error)
                 return
+            self.saved_step = progress.step
+            self.note_best()
             if self.engine.is_main:
-                checkpointing.prune(self.checkpoints, keep, progress.best_step)
-        self.saved_step = progress.step
+                checkpointing.prune(self.checkpoints, keep, self.saved_best)
         self.report.checkpoint = str(path)
         self.report.summarize(progress, "running")
+
+    def note_best(self) -> None:
+        """The best checkpoint is the best step's, unless that could not be written."""
+        best = self.progress.best_step
+        if best is not None and (self.checkpoints / f"step_{best:06d}").is_dir():
+            self.saved_best = best
 
     def resume(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint whose policy is already loaded."""
         checkpointing.restore(folder, state, self.engine)
-        self.saved_step = int(state["step"])
+        if folder.resolve().parent == self.checkpoints.resolve():
+            self.saved_step = int(state["step"])
         try:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}/state.json is of another version: {error}") from None
+        self.note_best()
         self.curriculum.load(checkpointing.curriculum_state(folder))
         self.report.checkpoint = str(folder)
 

@@ -1,6 +1,7 @@
 """One update of the policy from one rollout: views -> log-probs -> loss -> optimizer."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -124,8 +125,9 @@ def prepare(
     batches = cut(scored_KBC)
     frozen = None
     if reference is not None:
-        model = engine.model if reference is policy else reference
-        with engine.autocast(), adapter_off(reference):
+        own = reference is policy
+        model = engine.model if own else reference
+        with engine.autocast(), adapter_off(policy) if own else nullcontext():
             frozen = token_logps(model, batches, shape, temperature)
     length_B = rollout.trace.committed_BC.sum(1) * advantages.used_B
     weights, num_tokens = settle_weights(

@@ -122,16 +122,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_costs_the_checkpoint_alone(run: Run, small_disk: Path) -> None:
-    done = run(
+def test_a_full_disk_costs_checkpoints_and_never_the_last_one(run: Run, small_disk: Path) -> None:
+    command = (
         "train", *SMALL, "checkpoint.keep=9", "num_steps=6", "tracking=off",
         f"hydra.run.dir={small_disk}/run",
     )  # fmt: skip
+    done = run(*command, check=False)
     assert "has no checkpoint, the run goes on" in done.stdout
     assert "No space left on device" in done.stdout
+    assert done.returncode == 1
+    assert "the last step is not saved: make room" in done.stderr
     kept = sorted((small_disk / "run" / "checkpoints").glob("*"))
     assert 1 <= len(kept) < 6
     for path in kept:
         check(path)
     steps = [line["step"] for line in read_lines(small_disk / "run" / "metrics.jsonl")]
     assert steps == list(range(7))
+    subprocess.run(["mount", "-o", "remount,size=70m", str(small_disk)], check=True)
+    run(*command)
+    check(small_disk / "run" / "checkpoints" / "step_000006")

@@ -116,3 +116,32 @@ def test_a_lora_run_saves_adapters_resumes_and_is_evaluated(run: Run, tmp_path: 
     torch.testing.assert_close(merged.logits(IDS), trained.logits(IDS), atol=1e-4, rtol=0)
     again = run("export", f"checkpoint={last}", f"output={tmp_path}/merged", check=False)
     assert "is not empty; choose a new folder" in again.stderr
+
+
+def test_a_run_from_an_adapter_is_held_to_the_adapter(run: Run, tmp_path: Path) -> None:
+    """The reference is the start of the run: before the first update the KL to it is 0."""
+    policy = adapted("data/tiny-countdown")
+    for factor in lora.factors(policy).values():
+        factor.data *= 0.3  # a step away from its base that leaves some answers right
+    lora.save_adapter(policy, tmp_path / "start")
+    settings = (
+        "model.path=start", "num_steps=1", "rollout.prompts_per_step=16", "rollout.group_size=8",
+        "eval.max_examples=4",
+        "objective.kl_coef=0.1", "tracking=off", "hydra.run.dir=run",
+    )  # fmt: skip
+    refused = run("train", *settings, check=False)
+    assert "model.lora.rank=0, but start is an adapter of rank 3; set that" in refused.stderr
+    run("train", *settings, "model.lora.rank=3")
+    (line,) = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line["step"]]
+    assert line["kl/k3"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_fine_tuning_trains_an_adapter_alone(run: Run, tmp_path: Path) -> None:
+    run("sft", "model.lora.rank=2", "model.lora.targets=[q_proj]", "task.train_size=50",
+        "num_steps=3", "sft.batch_size=8", "eval.max_examples=4", "eval.every=0",
+        "optim.lr=1e-2", "hydra.run.dir=sft")  # fmt: skip
+    before = load_policy("data/tiny-countdown").state_dict()
+    after = load_policy(tmp_path / "sft" / "policy").state_dict()
+    changed = {name.rpartition("attn.")[2] for name in before
+               if not torch.equal(before[name], after[name])}  # fmt: skip
+    assert changed == {"q_proj.weight"}

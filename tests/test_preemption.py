@@ -1,5 +1,6 @@
 """What a signal does, with and without a handler that was there before (submitit's)."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from drift.errors import PreemptedError
+from drift.launch import end
 from drift.preemption import Notice
 
 
@@ -15,7 +17,7 @@ def test_without_another_handler_the_run_ends() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert notice.signum == signal.SIGTERM
         with pytest.raises(PreemptedError, match="SIGTERM: the run is saved; go on"):
-            notice.obey(notice.signum, 0, "go on with it")
+            notice.obey(notice.signum, 0, "the run is saved; go on with it")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -40,3 +42,12 @@ def test_it_is_called_in_a_step_that_is_too_long(heard: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(0.5)
         assert heard == [signal.SIGUSR2]
+
+
+def test_ranks_are_given_the_time_that_is_asked_for() -> None:
+    context = multiprocessing.get_context("spawn")
+    for patience_s, code in ((0.2, -signal.SIGKILL), (60.0, 0)):
+        process = context.Process(target=time.sleep, args=(1.0,))
+        process.start()
+        end([process], patience_s)
+        assert process.exitcode == code

@@ -248,3 +248,34 @@ def test_a_finished_run_is_not_run_again_and_never_overwritten(run: Run, tmp_pat
     refused = run("train", *SMALL, "resume=never", "hydra.run.dir=run", check=False)
     assert "holds a run; use resume=auto or another hydra.run.dir" in refused.stderr
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_same_command_goes_on_also_where_it_began_from_a_checkpoint(
+    run: Run, tmp_path: Path
+) -> None:
+    settings = (*SMALL, "tracking=off", "eval.every=0", "checkpoint.every=1")
+    run("train", *settings, "num_steps=1", "hydra.run.dir=one")
+    branch = (*settings, "resume=one/checkpoints/step_000001", "hydra.run.dir=two")
+    done = run("train", *branch, "num_steps=2")
+    assert "one/checkpoints/step_000001 at step 1" in done.stdout
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["status"] == "finished"
+    done = run("train", *branch, "num_steps=3")
+    assert "two/checkpoints/step_000002 at step 2" in done.stdout
+    assert [line["step"] for line in read_lines(tmp_path / "two" / "metrics.jsonl")] == [2, 3]
+
+
+def test_a_requeued_job_goes_on_also_with_resume_never(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SMALL, "tracking=off", "eval.every=0", "resume=never", "hydra.run.dir=run")
+    run("train", *settings, "num_steps=1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "step_000001 at step 1" in run("train", *settings, "num_steps=2").stdout
+
+
+def test_a_run_taken_up_with_other_problems_says_what_both_hold(run: Run, tmp_path: Path) -> None:
+    settings = (*SMALL, "tracking=off", "eval.every=0", "hydra.run.dir=run")
+    run("train", *settings, "num_steps=1", "eval.max_examples=30")
+    done = run("train", *settings, "num_steps=2", "eval.max_examples=40")
+    assert "resumed with eval.max_examples=40, was 30" in done.stdout
+    assert "held-out accuracy" in done.stdout

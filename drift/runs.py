@@ -21,6 +21,7 @@ METRICS = (
 )  # fmt: skip
 CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
 PRIVATE = ("output_dir", "resume", "seed", "tracking.")  # no settings to compare runs by
+PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
 
 Curve = tuple[list[float], list[float]]
@@ -235,6 +236,11 @@ def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
     return runs, store
 
 
+def is_training(tags: dict[str, str]) -> bool:
+    """Whether an MLflow run is of drift.train: no report, no evaluation of checkpoints."""
+    return REPORT_TAG not in tags and tags.get("kind") != "eval"
+
+
 def from_experiment(config: MlflowConfig) -> list[RunRecord]:
     """The runs of an MLflow experiment, the oldest first.
 
@@ -242,8 +248,17 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
         ConfigError: the store has no such experiment, or no run in it.
     """
     client, experiment = find_experiment(config)
-    found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
-    found = [run for run in found if REPORT_TAG not in run.data.tags]
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment], "", order_by=["attributes.start_time ASC"], max_results=PAGE,
+            page_token=token,
+        )  # fmt: skip
+        found += [run for run in page if is_training(run.data.tags)]
+        token = page.token
+        if not token:
+            break
     if not found:
         raise ConfigError(f"experiment={config.experiment} has no runs in {config.uri}")
     params = [dict(run.data.params) for run in found]

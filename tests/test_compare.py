@@ -257,7 +257,9 @@ def store_runs(folder: Path) -> MlflowConfig:
     return store
 
 
-def test_an_experiment_is_read_back_from_mlflow(tmp_path: Path) -> None:
+def test_an_experiment_is_read_back_from_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = store_runs(tmp_path)
     runs = from_experiment(store)
     assert [run.settings for run in runs] == [
@@ -273,6 +275,9 @@ def test_an_experiment_is_read_back_from_mlflow(tmp_path: Path) -> None:
         log_report(store, "all of it", [tmp_path / "all" / "summary.json"])
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
     client, experiment = open_experiment(store)
+    client.create_run(experiment, tags={"kind": "eval"})  # of drift.eval, in the same experiment
+    monkeypatch.setattr("drift.runs.PAGE", 1)
+    assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
     (report,) = client.search_runs([experiment], filter_string="tags.compare = 'all of it'")
     assert [f.path for f in client.list_artifacts(report.info.run_id)] == ["summary.json"]
 

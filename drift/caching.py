@@ -19,6 +19,8 @@ from drift.errors import RolloutError
 from drift.policy.backbone import Cache, unless_full
 from drift.policy.base import Policy
 
+KEPT = 64  # the length of a kept cache is a multiple of it: few sizes, whatever the prompts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
@@ -63,10 +65,14 @@ class Cached:
         self.block_length = config.block_length
         horizon = 0 if config.cache == CacheMode.dual else config.horizon
         self.horizon = config.gen_length if horizon is None else min(horizon, config.gen_length)
+        self.slots = slots if config.compile else None
+        if config.compile:
+            self.cache = kept_cache(policy, slots, -(-length // KEPT) * KEPT)
+            self.step = compiled(policy, self.cache)
+            return
         sizes = policy.backbone.config
         self.cache = Cache(sizes, slots, length, policy.compute_dtype(), policy.device)
-        self.slots = slots if config.compile else None
-        self.step = compiled(policy, self.cache) if config.compile else policy.backbone.step
+        self.step = policy.backbone.step
 
     def hidden(self, blocks: Blocks) -> Tensor:
         """Aligned hidden states of each row's block: [A, K, D]."""
@@ -123,11 +129,20 @@ class Cached:
         self.cache.copy(torch.tensor([source]), torch.tensor([target]))
 
 
+def kept_cache(policy: Policy, slots: int, length: int) -> Cache:
+    """The policy's cache of that size: a CUDA graph writes to fixed addresses, torch keeps each."""
+    dtype, kept = policy.compute_dtype(), policy.kept_cache
+    if kept is None or not kept.fits(slots, length, dtype):
+        policy.kept_cache = None  # its memory first
+        sizes = policy.backbone.config
+        kept = policy.kept_cache = Cache(sizes, slots, length, dtype, policy.device)
+    return kept
+
+
 def compiled(policy: Policy, cache: Cache) -> Callable[..., Tensor]:
     """The block step by torch.compile; on a GPU it is recorded and replayed as a CUDA graph.
 
-    A graph writes to fixed addresses: it is told that the cache stays where it is, and recorded
-    anew for the next decode's cache. The compiled code is the same for both.
+    The graph is told that the cache stays where it is, and recorded anew for another cache.
 
     Raises:
         RolloutError: when it first runs, if it cannot be compiled here.
@@ -141,7 +156,7 @@ def compiled(policy: Policy, cache: Cache) -> Callable[..., Tensor]:
     def step(*args: Any) -> Tensor:
         try:
             return run(*args)
-        except exc.TorchDynamoException as error:
+        except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:
             reason = str(error).strip().splitlines()[0]
             raise RolloutError(f"rollout.compile=true does not work here: {reason}") from error
 

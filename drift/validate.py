@@ -6,11 +6,13 @@ from math import inf, isfinite
 from typing import Any
 
 from drift.config import (
+    AttentionBackend,
     BaseConfig,
     CacheMode,
     ClusterConfig,
     Confidence,
     CountdownConfig,
+    EndSuppression,
     EvalRunConfig,
     LabConfig,
     RemaskingRule,
@@ -24,6 +26,7 @@ from drift.config import (
     SubmititConfig,
     SudokuConfig,
     TaskConfig,
+    Truncated,
 )
 from drift.errors import ConfigError
 from drift.validate_learning import curriculum_problems, masking_problems, objective_problems
@@ -167,6 +170,16 @@ def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
     yield from _rollout(config.rollout)
+    if config.rollout.compile and config.model.attention == AttentionBackend.flash_attention_2:
+        yield "rollout.compile=true does not work with model.attention=flash_attention_2; use sdpa"
+    if (
+        config.task.reward.truncated == Truncated.zero
+        and config.rollout.suppress_end == EndSuppression.token
+    ):
+        yield (
+            "task.reward.truncated=zero: with rollout.suppress_end=token no completion ends, and "
+            "none would be rewarded; use keep"
+        )
     yield from _task(config.task)
     yield from _cluster(config.cluster)
     if isinstance(config.cluster, SubmititConfig):

@@ -152,6 +152,11 @@ def _importance(config: RunConfig) -> Iterator[str]:
             f"sampler's own states, which masking={strategy} does not score; use "
             "masking=sequential or replay, or importance=none"
         )
+    if config.masking.prompt_mask_prob > 0:
+        yield (
+            f"objective.importance={objective.importance} needs the sampler's own states, which "
+            f"masking.prompt_mask_prob={config.masking.prompt_mask_prob} changes; set it to 0"
+        )
     if objective.level != Level.view:
         yield (
             f"objective.importance={objective.importance} weighs each token in its view, which "

@@ -99,6 +99,22 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
         (["rollout.horizon=8"], "rollout.horizon=8 applies to rollout.cache=prefix only"),
         (["rollout.refresh_every=2"], "rollout.refresh_every=2 applies to rollout.cache=prefix or"),
         (["rollout.compile=true"], "rollout.compile=true applies to rollout.cache=prefix or dual"),
+        (
+            ["rollout.cache=dual", "rollout.compile=true", "model.attention=flash_attention_2"],
+            "rollout.compile=true does not work with model.attention=flash_attention_2",
+        ),
+        (
+            ["rollout.cache=dual", "rollout.compile=true", "rollout.weights=gather"],
+            "rollout.compile=true needs all weights at once",
+        ),
+        (
+            ["masking=replay", "masking.prompt_mask_prob=0.1", "objective.importance=truncated"],
+            "needs the sampler's own states, which masking.prompt_mask_prob=0.1 changes",
+        ),
+        (
+            ["task.reward.truncated=zero", "rollout.suppress_end=token"],
+            "with rollout.suppress_end=token no completion ends",
+        ),
         (["rollout.cache=dual", "rollout.refresh_every=0"], "rollout.refresh_every=0 must be 1"),
         (["rollout.temperature=0"], "rollout.temperature=0 makes every completion"),
         (["objective.num_updates=2"], "objective.num_updates=2 needs a ratio to the old policy"),

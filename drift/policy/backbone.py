@@ -108,6 +108,11 @@ class Cache:
             (like.new_zeros(size), like.new_zeros(size)) for _ in range(config.num_layers)
         ]
 
+    def fits(self, slots: int, length: int, dtype: torch.dtype) -> bool:
+        """Whether it is of exactly that size and type."""
+        store = self.layers[0][0]
+        return (len(store), self.length, store.dtype) == (slots, length, dtype)
+
     def write(self, layer: int, k: Tensor, v: Tensor, slots_B1: Tensor, columns_BQ: Tensor) -> None:
         for store, new in zip(self.layers[layer], (k, v), strict=True):
             store[slots_B1, columns_BQ] = new.to(store.dtype)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from drift.errors import CheckpointError
-from drift.policy.backbone import Backbone, BackboneConfig
+from drift.policy.backbone import Backbone, BackboneConfig, Cache
 
 if TYPE_CHECKING:
     from drift.policy.lora import Adapter
@@ -100,6 +100,7 @@ class Policy(nn.Module):
         self._tokenizer = tokenizer
         self.adapter: Adapter | None = None  # set by drift.policy.lora
         self.value_head: ValueHead | None = None  # part of no saved policy
+        self.kept_cache: Cache | None = None  # of compiled decoding, between its calls
         self.split = False  # ZeRO-3: each rank holds a part of each weight
 
     @property

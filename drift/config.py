@@ -179,7 +179,7 @@ class RolloutConfig:
     horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
     refresh_every: int | None = None  # steps between refreshes inside a block; null = none
     weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
-    compile: bool = False  # of cache=prefix and dual: torch.compile, on a GPU with CUDA graphs
+    compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
     max_rows: int = 256  # rows decoded at the same time on one rank
 
 
@@ -236,7 +236,7 @@ class RunConfig(BaseConfig):
     traces: TracePagesConfig = field(default_factory=TracePagesConfig)
     num_steps: int = 80  # steps of rollout and update
     max_training_s: float | None = None  # end after this long in rollout, reward, update and sync
-    resume: str = "auto"  # auto = the newest of this run's folder | never | a checkpoint's folder
+    resume: str = "auto"  # auto = the newest of this folder | never | a checkpoint to begin at
 
 
 @dataclass

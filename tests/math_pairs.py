@@ -66,6 +66,22 @@ $5.00 | 5
 1,000 | 1000 \text{ m}
 20 | 20\ \text{km/h}
 7 | €7
+5000000 | 5 million
+5 million | 5,000,000
+5000000 | 5 \text{ million}
+5000000 | \text{5 million}
+5000000 | \$5 \text{ million}
+\$5 \text{ million} | 5000000
+\$2.5 \text{ million} | 2.5\text{ million dollars}
+2500000 | 2.5 million people
+500 | 5 hundred
+500000 | 5 hundred thousand
+60 | 5 dozen eggs
+60 | 5 dozens of eggs
+2000000000 | 2 \text{ billion}
+\frac{1}{2} \text{ million} | 500000
+\$36 | \$36 \text{ per hour}
+\$36 | \text{\$}36
 # LaTeX
 \left( 3, \frac{\pi}{2} \right) | (3,\frac{\pi}{2})
 8 \pi | 8\pi
@@ -213,6 +229,22 @@ DIFFERENT = pairs(
 5.4 \text{ cents} | \$5.4
 18 dollars | 18 degrees
 10 hours | 11 hours
+5 | 5 million
+5 million | 5
+5 million | 5 billion
+5 | 5 hundred
+5 | 5 dozen
+5 | \$5 \text{ million}
+5 | 5 \text{ million dollars}
+5 | 5\text{ thousand}
+5 | 5\text{6}
+5 | 5\text{ or 6}
+5 | \$\text{1 or 2 or 3 or }5
+5 | \$5 \text{ or } 6
+5 | 5 \text{ times 3}
+5 | \$5 \text{ times 3}
+5 | \$5\text{6}
+15 | \text{1}5
 # work left undone
 5 | 2+3
 9 | 16-3-4

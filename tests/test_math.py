@@ -282,6 +282,24 @@ def test_a_worker_that_cannot_start_says_why() -> None:
         pool.map([1])
 
 
+def test_a_worker_that_hangs_in_its_imports_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "pathlib.Path(__file__).with_name(f'{os.getpid()}.pid').touch(); time.sleep(600)"
+    (tmp_path / "asleep.py").write_text(f"import os, pathlib, time\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("drift.graders.pool.START_LIMIT_S", 2.0)
+    pool = WorkerPool("asleep", num_workers=2, cpu_limit_s=1)
+    begun, used = time.monotonic(), time.process_time()
+    with pytest.raises(GradingError, match="asleep cannot start: no reply in 2 s"):
+        pool.map([1, 2])
+    assert 2 <= time.monotonic() - begun < 30
+    assert time.process_time() - used < 0.5  # it waits, and does not turn in circles
+    assert pool.workers == []
+    pids = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_workers_end_with_their_parent() -> None:
     code = """
 import os, signal

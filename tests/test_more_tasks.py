@@ -2,6 +2,7 @@ r"""Arithmetic, sudoku of 9x9, countdown in LaTeX, reasoning-gym."""
 
 import base64
 import itertools
+import json
 import pickle
 import random
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from drift.config import ArithmeticConfig, ReasoningGymConfig, Split, SudokuConfig
+from drift.config import ArithmeticConfig, FilesConfig, ReasoningGymConfig, Split, SudokuConfig
 from drift.errors import ConfigError, DataError
 from drift.graders.gym_worker import handle
 from drift.tasks import build_task
@@ -56,6 +57,34 @@ def test_arithmetic_splits_share_no_sum() -> None:
     for one, other in itertools.combinations(Split, 2):
         assert not keys[one] & keys[other]
     assert len(keys[Split.test]) == 100 and len(keys[Split.validation]) == 40
+
+
+def test_generated_sums_are_never_those_of_a_file(tmp_path: Any) -> None:
+    made = {split: arithmetic(max_number=9).examples(split) for split in Split}
+    leaked = [*made[Split.train][:100], *made[Split.validation][:10]]
+    file = tmp_path / "test.jsonl"
+    lines = [json.dumps(e.fields) for e in leaked]
+    file.write_text("\n".join(re.sub(r"\w+ has (\d+) \w+", r"Zoe has \1 hats", x) for x in lines))
+    task = arithmetic(max_number=9, files=FilesConfig(test=str(file)))
+    assert [e.key for e in task.examples(Split.test)] == [e.key for e in leaked]
+    given = {e.key for e in leaked}
+    for split in (Split.train, Split.validation):
+        assert not given & {e.key for e in task.examples(split)}
+
+
+@pytest.mark.parametrize(
+    ("question", "key"),
+    [
+        ("Ann has 12 pens, loses 5, buys 8. How many?", "+12-5+8"),
+        ("Bob has 12 hats, uses 5, wins 08. How many?", "+12-5+8"),
+        ("Ann has 12 pens, eats 5. How many?", "Ann has 12 pens, eats 5. How many?"),
+        ("Ann has 12 pens. How many?", "Ann has 12 pens. How many?"),
+        ("12-5+8?", "12-5+8?"),
+    ],
+)
+def test_a_question_of_the_generators_form_is_known_by_its_sum(question: str, key: str) -> None:
+    example = arithmetic().example({"question": question, "ground_truth_answer": 15})
+    assert example.key == f"arithmetic:{key}"
 
 
 def test_arithmetics_demonstrations_are_right_and_its_habit_adds() -> None:

@@ -193,8 +193,11 @@ def test_parsing_never_raises(text: str) -> None:
     parse(text)
 
 
-@settings(max_examples=60, deadline=None)
-@given(text=anything, gold=st.sampled_from(["5", "\\sqrt{2}x", "(1,2)", "1,2", "\\text{east}"]))
+GOLDS = ["5", "\\sqrt{2}x", "(1,2)", "1,2", "\\text{east}", "(-\\infty,2]", "x<2"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=anything, gold=st.sampled_from(GOLDS))
 def test_grading_never_raises(task: Math, text: str, gold: str) -> None:
     for completion in (text, f"\\boxed{{{text}}}"):
         score = task.score(asked(task, gold), completion)
@@ -214,6 +217,7 @@ HOSTILE = [
     "\\boxed{" + "(" * 400 + "5" + ")" * 400 + "}",
     "\\boxed{" + "\\frac{1}{" * 90 + "5" + "}" * 90 + "}",
     "\\boxed{" + "1," * 400 + "5}",
+    "\\boxed{x" + "(2" * 30 + ")" * 30 + "}",
     "\\boxed{" + " " * 900 + "x}",
     "\\boxed{" + "\\text{a}" * 120 + "}",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import mpmath
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
-from sympy import Basic, Expr, I, Integer, MatrixBase, Rational
+from sympy import Basic, Derivative, Expr, I, MatrixBase, Rational
 
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import Leaf, parse
@@ -31,13 +31,15 @@ class Converter(_Latex2Sympy):
 
     def convert_postfix_list(self, arr: list[Any], i: int = 0) -> Any:
         left = self.convert_postfix(arr[i])
-        if not isinstance(left, Integer) or i == len(arr) - 1:
-            return super().convert_postfix_list(arr, i)
+        if isinstance(left, list) and len(left) == 1:  # d/dx
+            return Derivative(self.convert_postfix_list(arr, i + 1), left[0])
+        if i == len(arr) - 1:
+            return left
         right = self.convert_postfix_list(arr, i + 1)
-        if isinstance(right, MatrixBase):
+        if isinstance(left, MatrixBase) or isinstance(right, MatrixBase):
             return self.mat_mul_flat(left, right)
-        text = "".join(part.getText() for part in arr[i:])
-        if MIXED.fullmatch(text) and isinstance(right, Rational) and right < 1:
+        is_mixed = len(arr) - i == 2 and MIXED.fullmatch(arr[i].getText() + arr[i + 1].getText())
+        if is_mixed and right < 1:
             return left + right
         return self.mul_flat(left, right)
 

@@ -14,7 +14,7 @@ from drift.data_config import Dataset
 from drift.errors import ConfigError, DataError
 from drift.tasks.code_sources import SHOWN_TESTS, humaneval_record, mbpp_record
 from drift.tasks.extract import last_boxed
-from drift.tasks.records import Record, integer, read_records, string
+from drift.tasks.records import BROKEN_GZ, Record, integer, open_data, read_records, string
 
 Fields = dict[str, Any]
 SUBJECTS = (
@@ -229,9 +229,10 @@ def parts_of(dataset: Dataset, path: Path) -> list[Part]:
 
 def file_records(path: Path) -> Iterator[Record]:
     """Records of a raw file: CSV with a header, one JSON object (MATH), an array or lines."""
-    if path.suffix == ".csv":
+    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if plain.suffix.lower() == ".csv":
         yield from csv_records(path)
-    elif path.suffix == ".json" and path.stem.isdigit():
+    elif plain.suffix.lower() == ".json" and plain.stem.isdigit():
         yield Record(place=str(path), line=1, value=json_object(path))
     else:
         yield from read_records(path)
@@ -239,17 +240,22 @@ def file_records(path: Path) -> Iterator[Record]:
 
 def csv_records(path: Path) -> Iterator[Record]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_data(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="", restval="")
             for row in reader:
                 yield Record(place=f"{path}:{reader.line_num}", line=reader.line_num, value=row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    except BROKEN_GZ as error:
+        raise DataError(f"{path}: not a whole .gz file: {error}") from None
 
 
 def json_object(path: Path) -> Fields | DataError:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_data(path, "rt", encoding="utf-8-sig") as file:
+            value = json.load(file)
+    except BROKEN_GZ as error:
+        return DataError(f"{path}: not a whole .gz file: {error}")
     except ValueError as error:  # not UTF-8, or not JSON
         return DataError(f"{path}: not JSON: {error}")
     return value if isinstance(value, dict) else DataError(f"{path}: not a JSON object")

@@ -66,6 +66,22 @@ $5.00 | 5
 1,000 | 1000 \text{ m}
 20 | 20\ \text{km/h}
 7 | €7
+5000000 | 5 million
+5 million | 5,000,000
+5000000 | 5 \text{ million}
+5000000 | \text{5 million}
+5000000 | \$5 \text{ million}
+\$5 \text{ million} | 5000000
+\$2.5 \text{ million} | 2.5\text{ million dollars}
+2500000 | 2.5 million people
+500 | 5 hundred
+500000 | 5 hundred thousand
+60 | 5 dozen eggs
+60 | 5 dozens of eggs
+2000000000 | 2 \text{ billion}
+\frac{1}{2} \text{ million} | 500000
+\$36 | \$36 \text{ per hour}
+\$36 | \text{\$}36
 # LaTeX
 \left( 3, \frac{\pi}{2} \right) | (3,\frac{\pi}{2})
 8 \pi | 8\pi
@@ -105,6 +121,11 @@ x^{-1} | \frac{1}{x}
 1+274i | 274 i + 1
 5r^5 | 5 r^{5}
 e^2 | e^{2}
+\sqrt{12} | \sqrt{3(4)}
+6\sqrt{5} | 2(3)\sqrt{5}
+\frac{\sqrt{11}}{2} | \sqrt{2\frac{3}{4}}
+2 | \log_{10}(100)
+2 | \sqrt[3]{8}
 # equations and relations
 5 | x=5
 x=5 | 5
@@ -120,6 +141,19 @@ x<5 | 5>x
 x \le 3 | x \leq 3
 x \in [-2,7] | [-2,7]
 [-2,7] | -2 \le x \le 7
+[-2,7) | 7 > x \ge -2
+(-2,7] | -2 < x \le 7
+-2 < x \le 7 | (-2,7]
+(2,\infty) | 2 < x
+(2,\infty) | 2 < x < \infty
+(-\infty,\pi) | x < \pi
+[2,\infty) | f(x) \ge 2
+(0,\pi) | 0 < \theta < \pi
+(a,b) | a < x < b
+(-\infty,2)\cup(2,\infty) | x \ne 2
+x \ne 2 | (-\infty,2)\cup(2,\infty)
+(-\infty,2)\cup(5,\infty) | x<2 \cup x>5
+x^2 < 4 | (-2,2)
 18 | \text{Total} = 18
 x=1 | 1
 # lists, sets, tuples, intervals, matrices
@@ -195,6 +229,22 @@ DIFFERENT = pairs(
 5.4 \text{ cents} | \$5.4
 18 dollars | 18 degrees
 10 hours | 11 hours
+5 | 5 million
+5 million | 5
+5 million | 5 billion
+5 | 5 hundred
+5 | 5 dozen
+5 | \$5 \text{ million}
+5 | 5 \text{ million dollars}
+5 | 5\text{ thousand}
+5 | 5\text{6}
+5 | 5\text{ or 6}
+5 | \$\text{1 or 2 or 3 or }5
+5 | \$5 \text{ or } 6
+5 | 5 \text{ times 3}
+5 | \$5 \text{ times 3}
+5 | \$5\text{6}
+15 | \text{1}5
 # work left undone
 5 | 2+3
 9 | 16-3-4
@@ -205,6 +255,39 @@ DIFFERENT = pairs(
 \frac{1}{3} | \int_0^1 x^2 dx
 55 | \sum_{k=1}^{10} k
 18 | (16-3-4)*2
+7 | |3|+|4|
+12 | |3|\cdot|4|
+3 | |-3|
+6 | \gcd(12,18)
+8 | \lfloor \sqrt{80} \rfloor
+24 | \max(24, 3)
+\frac12 | \cos\frac{\pi}{3}
+-1 | e^{i\pi}
+# numbers side by side: no sum, and a product left undone
+72 | 48 24
+72 | 48(24)
+1152 | 48(24)
+7 | 3(4)
+12 | 3(4)
+12 | (3)(4)
+12 | (3)4
+12 | {3}{4}
+7 | {3}{4}
+12 | 3{4}
+12 | \sqrt{9}4
+12 | \sqrt{9}{4}
+12 | 3^{1}{4}
+12 | \frac{1}{2}24
+12 | \frac{1}{2}(24)
+12 | 3\left(4\right)
+12 | 3 4 5
+12 | 2(10)
+25.8 | 25 .8
+90 | 10 080
+\sqrt{7} | \sqrt{3(4)}
+\sqrt{1.5} | \sqrt{2\frac{3}{4}}
+(1,7) | (1, 3 4)
+(1,12) | (1, 3(4))
 # algebra
 x | \sqrt{x^2}
 3R^2 | 3r^2
@@ -232,6 +315,20 @@ y = 2x + 3 | y = 2x - 3
 5x + 4 = 0 | 5x + 4
 x=5 | x>5
 5 | x \ne 5
+# an inequality that is not solved
+(-6,5) | x^2+x-30<0
+[-1,5] | x^2-4x-5\le 0
+(-\infty,2) | 3x-2<4
+(-\infty,2) | -x>-2
+(-5,1) | |x+2|<3
+(-\infty,-2)\cup(2,\infty) | |x|>2
+(-1,7) | -2 < 2x < 14
+(-2,7) | -2 < x < 3+4
+(-2,7) | -2 < x \le 7
+(-2,7) | 7 < x < -2
+(-2,7) | -2 < x > 7
+(-2,7) | x < 7
+x<2 | 3x-2<4
 # lists, sets, tuples, intervals, matrices
 (2,4) | (4,2)
 (2,4) | 2,4

@@ -193,8 +193,11 @@ def test_parsing_never_raises(text: str) -> None:
     parse(text)
 
 
-@settings(max_examples=60, deadline=None)
-@given(text=anything, gold=st.sampled_from(["5", "\\sqrt{2}x", "(1,2)", "1,2", "\\text{east}"]))
+GOLDS = ["5", "\\sqrt{2}x", "(1,2)", "1,2", "\\text{east}", "(-\\infty,2]", "x<2"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=anything, gold=st.sampled_from(GOLDS))
 def test_grading_never_raises(task: Math, text: str, gold: str) -> None:
     for completion in (text, f"\\boxed{{{text}}}"):
         score = task.score(asked(task, gold), completion)
@@ -214,6 +217,7 @@ HOSTILE = [
     "\\boxed{" + "(" * 400 + "5" + ")" * 400 + "}",
     "\\boxed{" + "\\frac{1}{" * 90 + "5" + "}" * 90 + "}",
     "\\boxed{" + "1," * 400 + "5}",
+    "\\boxed{x" + "(2" * 30 + ")" * 30 + "}",
     "\\boxed{" + " " * 900 + "x}",
     "\\boxed{" + "\\text{a}" * 120 + "}",
 ]
@@ -280,6 +284,24 @@ def test_a_worker_that_cannot_start_says_why() -> None:
     pool = WorkerPool("drift.graders.no_such_worker", num_workers=1, cpu_limit_s=1)
     with pytest.raises(GradingError, match="No module named 'drift"):
         pool.map([1])
+
+
+def test_a_worker_that_hangs_in_its_imports_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "pathlib.Path(__file__).with_name(f'{os.getpid()}.pid').touch(); time.sleep(600)"
+    (tmp_path / "asleep.py").write_text(f"import os, pathlib, time\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("drift.graders.pool.START_LIMIT_S", 2.0)
+    pool = WorkerPool("asleep", num_workers=2, cpu_limit_s=1)
+    begun, used = time.monotonic(), time.process_time()
+    with pytest.raises(GradingError, match="asleep cannot start: no reply in 2 s"):
+        pool.map([1, 2])
+    assert 2 <= time.monotonic() - begun < 30
+    assert time.process_time() - used < 0.5  # it waits, and does not turn in circles
+    assert pool.workers == []
+    pids = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_workers_end_with_their_parent() -> None:

@@ -1,6 +1,9 @@
 r"""Arithmetic, sudoku of 9x9, countdown in LaTeX, reasoning-gym."""
 
+import base64
 import itertools
+import json
+import pickle
 import random
 import re
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from drift.config import ArithmeticConfig, ReasoningGymConfig, Split, SudokuConfig
+from drift.config import ArithmeticConfig, FilesConfig, ReasoningGymConfig, Split, SudokuConfig
 from drift.errors import ConfigError, DataError
+from drift.graders.gym_worker import handle
 from drift.tasks import build_task
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import split_of
@@ -53,6 +57,34 @@ def test_arithmetic_splits_share_no_sum() -> None:
     for one, other in itertools.combinations(Split, 2):
         assert not keys[one] & keys[other]
     assert len(keys[Split.test]) == 100 and len(keys[Split.validation]) == 40
+
+
+def test_generated_sums_are_never_those_of_a_file(tmp_path: Any) -> None:
+    made = {split: arithmetic(max_number=9).examples(split) for split in Split}
+    leaked = [*made[Split.train][:100], *made[Split.validation][:10]]
+    file = tmp_path / "test.jsonl"
+    lines = [json.dumps(e.fields) for e in leaked]
+    file.write_text("\n".join(re.sub(r"\w+ has (\d+) \w+", r"Zoe has \1 hats", x) for x in lines))
+    task = arithmetic(max_number=9, files=FilesConfig(test=str(file)))
+    assert [e.key for e in task.examples(Split.test)] == [e.key for e in leaked]
+    given = {e.key for e in leaked}
+    for split in (Split.train, Split.validation):
+        assert not given & {e.key for e in task.examples(split)}
+
+
+@pytest.mark.parametrize(
+    ("question", "key"),
+    [
+        ("Ann has 12 pens, loses 5, buys 8. How many?", "+12-5+8"),
+        ("Bob has 12 hats, uses 5, wins 08. How many?", "+12-5+8"),
+        ("Ann has 12 pens, eats 5. How many?", "Ann has 12 pens, eats 5. How many?"),
+        ("Ann has 12 pens. How many?", "Ann has 12 pens. How many?"),
+        ("12-5+8?", "12-5+8?"),
+    ],
+)
+def test_a_question_of_the_generators_form_is_known_by_its_sum(question: str, key: str) -> None:
+    example = arithmetic().example({"question": question, "ground_truth_answer": 15})
+    assert example.key == f"arithmetic:{key}"
 
 
 def test_arithmetics_demonstrations_are_right_and_its_habit_adds() -> None:
@@ -225,7 +257,11 @@ def own_answer(task: ReasoningGym, example: Example) -> str:
     return task.entry(int(str(example.fields["index"])))["answer"]
 
 
-@pytest.mark.parametrize("dataset", ["leg_counting", "polynomial_multiplication", "n_queens"])
+OWN = ["leg_counting", "polynomial_multiplication", "n_queens", "spiral_matrix", "binary_matrix"]
+OWN += ["string_insertion", "countdown", "puzzle24"]
+
+
+@pytest.mark.parametrize("dataset", OWN)
 def test_a_data_set_grades_its_own_answers_as_right(dataset: str) -> None:
     task = gym(dataset)
     examples = task.examples(Split.test)
@@ -264,6 +300,77 @@ def test_a_gym_answer_is_text_and_never_code(tmp_path: Any) -> None:
         assert [score.reward for score in scores] == [0] * 6
         assert not path.exists()
         task.pool.close()
+
+
+LISTS = ["n_queens", "spiral_matrix", "binary_matrix", "string_insertion"]
+
+
+@pytest.mark.parametrize("dataset", LISTS)
+def test_a_list_is_read_as_a_literal_and_cannot_take_over_its_grader(
+    dataset: str, tmp_path: Any
+) -> None:
+    task, path = gym(dataset), tmp_path / "written"
+    example = task.examples(Split.validation)[0]
+    code = f"open('{path}','w')".replace("(", "\\x28").replace(")", "\\x29")
+    attacks = [
+        "[0 for s in [self] for s.score_answer in [lambda a, e: 1]]",
+        "[0 for s in [self] for s._board_to_string in [exec]]",
+        f"'{code}'",
+        "entry['metadata']['solution']",
+        "entry['metadata']['valid_answers'][0]",
+        "[c for c in entry['answer']]",
+        "[[c for c in r] for r in entry['metadata']['valid_answers'][0]]",
+        "self",
+        "none at all",
+    ]
+    texts = [f"<answer>{attack}</answer>" for attack in attacks]
+    assert [s.reward for s in task.score_all([example] * len(texts), texts)] == [0] * len(texts)
+    assert not path.exists()
+    task.pool.close()
+
+
+def test_an_honest_list_keeps_the_reward_that_its_data_set_has_for_one() -> None:
+    for dataset, reward in zip(LISTS, (0.5, 0.1, 0.1, 0.1), strict=True):
+        task = gym(dataset)
+        example = task.examples(Split.validation)[0]
+        own = own_answer(task, example)
+        rows = [line.split() for line in own.splitlines()]
+        if dataset == "binary_matrix":
+            rows = [[int(cell) for cell in row] for row in rows]
+        listed = {"spiral_matrix": rows[0], "string_insertion": list(own)}.get(dataset, rows)
+        assert task.score(example, f"<answer>{listed}</answer>").reward == reward
+        task.pool.close()
+
+
+def test_a_game_counts_the_numbers_and_the_value_exactly() -> None:
+    for dataset, metadata, attacks in (
+        (
+            "countdown",
+            {"numbers": [6, 61, 94, 4, 309], "target": 309},
+            ["(6+61+94+4)*0j-309j*1j", "309", "(6+61+94+4)*0e0+309", "309+0*(6+61+94+4)"],
+        ),
+        (
+            "countdown",
+            {"numbers": [309, 1, 1, 999, 1], "target": 309},
+            ["309+1/(999+1*1)", "309*1**(1+999+1)", "309+1//(999+1+1)"],
+        ),
+        ("puzzle24", {"numbers": [8, 3, 2, 2]}, ["8*3*1*1", "(8*3)", "8*3*2*2", "8*3+2*2*0"]),
+        ("puzzle24", {"numbers": [7, 7, 2, 1]}, ["7*7/2*1", "7*7//2*1"]),
+    ):
+        found = [
+            handle([dataset, "{}", packed({"metadata": metadata}), attack]) for attack in attacks
+        ]
+        assert max(found) < 1, (dataset, found)
+    for dataset, metadata, answer in (
+        ("countdown", {"numbers": [2, 3, 5], "target": 16}, "(5 + 3) * 2"),
+        ("puzzle24", {"numbers": [8, 3, 2, 2]}, "8*3*2/2"),
+        ("puzzle24", {"numbers": [2, 2, 8, 3]}, "3/(2/8)*2"),
+    ):
+        assert handle([dataset, "{}", packed({"metadata": metadata}), answer]) == 1
+
+
+def packed(entry: dict[str, Any]) -> str:
+    return base64.b64encode(pickle.dumps(entry)).decode()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from drift.errors import ConfigError, DataError
 from drift.files import file_digest
 from drift.prepare import run as prepare
 from drift.scoring import load_task
-from drift.sources import SOURCES, hub_part, mbpp_split, problem_of
+from drift.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
 from drift.tasks import build_task
 from tests.conftest import Run, read_lines
 from tests.test_contamination import DATA, needs_data
@@ -263,11 +263,28 @@ def test_csv_and_gz_files_are_read(tmp_path: Path) -> None:
     prepared(Dataset.sudoku, tmp_path, tmp_path / "out")
     (line,) = read_lines(tmp_path / "out" / "test.jsonl")
     assert line["puzzle"] == "3102200002100320"
-    packed = gzip.compress(b'{"problem": "?", "answer": "1"}')
-    (tmp_path / "math500.jsonl.gz").write_bytes(packed)
+    file = tmp_path / "packed_test.csv.gz"
+    file.write_bytes(gzip.compress(raw.encode()))
+    prepared(Dataset.sudoku, file, tmp_path / "out_of_packed")
+    assert read_lines(tmp_path / "out_of_packed" / "test.jsonl") == [line]
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DataError, match=f"{file}: not a whole .gz file"):
+        prepared(Dataset.sudoku, file, tmp_path / "out_of_damaged")
+    (tmp_path / "math500.jsonl.gz").write_bytes(gzip.compress(b'{"problem": "?", "answer": "1"}'))
     prepared(Dataset.math500, tmp_path, tmp_path / "math500")
     (line,) = read_lines(tmp_path / "math500" / "test.jsonl")
     assert line == {"id": "math500/0", "question": "?", "ground_truth_answer": "1"}
+
+
+def test_packed_problems_of_math_one_a_file_are_read(tmp_path: Path) -> None:
+    problem = {"problem": "1+1?", "answer": "2"}
+    packed = gzip.compress(json.dumps(problem, indent=1).encode())
+    (tmp_path / "test" / "algebra").mkdir(parents=True)
+    file = tmp_path / "test" / "algebra" / "7.json.gz"
+    for data, value in ((packed, f"{problem}"), (packed[:-9], f"{file}: not a whole .gz file")):
+        file.write_bytes(data)
+        (part,) = parts_of(Dataset.math, tmp_path)
+        assert [str(record.value).startswith(value) for record in part.records] == [True]
 
 
 def test_a_split_on_the_hub_is_read_through_datasets(tmp_path: Path) -> None:

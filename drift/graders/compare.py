@@ -3,16 +3,24 @@
 import re
 from collections.abc import Callable
 
-from drift.graders.parse import Group, Kind, Leaf, Node, Unit, number
+from drift.graders.parse import Group, Kind, Leaf, Node, Unit, number, parse
 
 NAME = re.compile(
     r"(?:m?\\(?:angle|triangle) ?)?\\?[A-Za-z]+'*(?:_\{\w+\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
 )
 RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
-COMMAND = re.compile(r"\\[a-zA-Z]+")
+CONSTANTS = {"\\pi", "\\infty", "e", "i"}
+FLIPPED = {">": "<", "\\ge": "\\le", "\\ne": "\\ne"}
 # Work that an answer leaves undone, so that copying the question into the box earns nothing
-SUMS = re.compile(r"[\w})!](?:[-+*]|\\times|\\cdot|\\div)")
 UNDONE = re.compile(r"\\(?:int|iint|sum|prod|lim|binom|dbinom|choose)(?![a-z])|!")
+# Where a number is asked for, its signs, fractions, roots and logarithms are all there may be: no
+# variable, relation, product or other function; no sum; no numbers side by side, as in `3(4)`
+NUMBER_SIGNS = re.compile(r"(?:\\(?:frac|sqrt|log|ln)(?![a-z])|[\dei./^_{}()\[\]+ -])*")
+SUM = re.compile(r"[\w})\]][-+]")
+SIDE_BY_SIDE = re.compile(
+    r"\d [\d.]|[\d)}](?:\(|\\frac)|[)}][\d.]|(?:^|[^a-zA-Z}\]^])\{"  # a brace opens an argument
+)
+SUBSCRIPT = re.compile(r"_(?:\{\w*\}|\w)")
 
 Equal = Callable[[Leaf, Leaf], bool]
 
@@ -42,7 +50,13 @@ def compare(gold: Node, answer: Node, equal: Equal) -> bool:
         if gold.kind == Kind.union:
             return _any_order(gold.items, answer.items, equal)
         return gold.brackets == answer.brackets and _in_order(gold.items, answer.items, equal)
-    if RELATION.search(gold.text) or RELATION.search(answer.text):  # `-2 < x < 7` is (-2, 7)
+    if isinstance(answer, Leaf):  # `-2 < x < 7` is (-2, 7)
+        solved = solution(answer.text)
+        return solved is not None and compare(gold, solved, equal)
+    if isinstance(gold, Leaf) and RELATION.search(gold.text):
+        solved = solution(gold.text)
+        if solved is not None:
+            return compare(solved, answer, equal)
         return equal(Leaf(gold.text), Leaf(answer.text))
     return False
 
@@ -80,6 +94,35 @@ def _is_name(node: Node) -> bool:
     return node.is_word or NAME.fullmatch(node.text) is not None
 
 
+def solution(relation: str) -> Node | None:
+    r"""The set that a solved relation says: (-2, 7] for `-2 < x \le 7`; None for any other text.
+
+    Solved is a bare variable beside or between its bounds. An inequality as a question has it is
+    not: `x^2 < 9` leaves the work of finding (-3, 3) to the grader.
+    """
+    signs = [sign.strip() for sign in RELATION.findall(relation)]
+    sides = [side.strip() for side in RELATION.split(relation)]
+    if signs and all(sign in FLIPPED for sign in signs):
+        signs, sides = [FLIPPED[sign] for sign in reversed(signs)], sides[::-1]
+    match [NAME.fullmatch(side) is not None and side not in CONSTANTS for side in sides]:
+        case [_, True, _]:
+            pass
+        case [True, False]:
+            sides, signs = ["-\\infty", *sides], ["<", *signs]
+        case [False, True]:
+            sides, signs = [*sides, "\\infty"], [*signs, "<"]
+        case _:
+            return None
+    low, _, high = sides
+    if "\\ne" in signs and "\\infty" in (high, low.removeprefix("-")):
+        bound = high if low == "-\\infty" else low
+        return parse(f"(-\\infty,{bound})\\cup({bound},\\infty)")
+    if not set(signs) <= {"<", "\\le"}:
+        return None
+    left, right = ("(" if signs[0] == "<" else "["), (")" if signs[1] == "<" else "]")
+    return parse(f"{left}{low},{high}{right}")
+
+
 def _equations(gold: Node, answer: Node, equal: Equal) -> bool:
     """`x = 5` is 5 and the other way round; `2 + 3 = 5` is 5; `x = 5` is not `y = 5`."""
     golds, answers = _items(gold, Kind.equation), _items(answer, Kind.equation)
@@ -112,18 +155,20 @@ def equal_by_form(gold: Leaf, answer: Leaf) -> bool:
         return expected == given
     if not answer.text or left_undone(gold.text, answer.text, expected is not None):
         return False
-    if expected is not None:
-        letters = re.search(r"[A-Za-df-hj-z]", COMMAND.sub("", answer.text))
-        if letters or RELATION.search(answer.text):
-            return False  # a number has no variables
     raise Undecided
 
 
 def left_undone(gold: str, answer: str, gold_is_number: bool) -> bool:
-    """The answer holds sums or products where a number is asked for, or sums, integrals, ...
+    """The answer is more than a number where a number is asked for, or has sums, integrals, ...
 
     that the reference does not have.
     """
-    if gold_is_number and SUMS.search(answer):
-        return True
+    if gold_is_number:
+        plain = SUBSCRIPT.sub("", answer).replace("\\frac ", "\\frac")
+        return (
+            NUMBER_SIGNS.fullmatch(answer) is None
+            or SUM.search(answer) is not None
+            or SIDE_BY_SIDE.search(plain) is not None
+            or plain.count("}{") > plain.count("\\frac")  # each of its own has two arguments
+        )
     return any(command not in gold for command in UNDONE.findall(answer))

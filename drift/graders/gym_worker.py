@@ -2,10 +2,13 @@
 
 score from 0 to 1 out, 0 also where the scorer fails on the answer's text.
 
-Nine of the scorers evaluate the answer's text as Python. What they are given is therefore checked
-first: no call but of a mathematical function, no attribute, no string.
+Nine of the scorers evaluate the answer's text as Python. Four of them are for lists, and get
+`ast.literal_eval` for `eval`; what the other five are given is checked first: no call but of a
+mathematical function, no attribute, no string. Two of those five are games with given numbers,
+which upstream reads too kindly: `is_solution` decides what is right there.
 """
 
+import ast
 import base64
 import json
 import pickle
@@ -16,6 +19,7 @@ from math import isfinite
 from typing import Any
 
 import reasoning_gym
+from sympy.parsing.sympy_parser import parse_expr
 
 from drift.graders.serve import serve
 
@@ -27,6 +31,7 @@ EXPRESSIONS = {  # sympy's parse_expr
     "puzzle24",
     "simple_integration",
 }
+GAMES = {"countdown", "puzzle24"}
 FUNCTIONS = {
     "sin",
     "cos",
@@ -46,13 +51,19 @@ FUNCTIONS |= {"exp", "log", "ln", "sqrt", "pi", "Abs", "abs"}
 
 @lru_cache(maxsize=8)
 def scorer(name: str, settings: str) -> Any:
-    return reasoning_gym.create_dataset(name, size=1, **json.loads(settings))
+    dataset = reasoning_gym.create_dataset(name, size=1, **json.loads(settings))
+    if name in LITERALS:  # a name of the module goes before the builtin
+        vars(sys.modules[type(dataset).__module__])["eval"] = ast.literal_eval
+    return dataset
 
 
 def is_harmless(name: str, answer: str) -> bool:
-    """Evaluating the answer's text can do nothing but arithmetic."""
+    """Evaluating the answer's text can do nothing but arithmetic, or make a list."""
     if name in LITERALS:
-        return not re.search(r"[({]", answer)
+        return re.fullmatch(r"[\w\s-]*", answer, re.ASCII) is not None or is_literal(answer)
+    if name in GAMES:
+        plain = re.fullmatch(r"[\d+\-*/() ]*", answer, re.ASCII)
+        return plain is not None and re.search(r"\*\*|//", answer) is None
     if name not in EXPRESSIONS:
         return True
     # of the single letters, sympy knows N, O, Q and S as more than names
@@ -61,14 +72,33 @@ def is_harmless(name: str, answer: str) -> bool:
     return letters and re.fullmatch(r"(?:[\w\s+\-*/^()=,]|\.(?=\d))*", answer, re.ASCII) is not None
 
 
+def is_literal(text: str) -> bool:
+    """A list, a string or a number as Python writes them; whatever else raises here."""
+    ast.literal_eval(text)
+    return True
+
+
+def is_solution(name: str, answer: str, entry: dict[str, Any]) -> bool:
+    """The expression has the given numbers, each once, and exactly the value asked for.
+
+    Upstream's puzzle24 takes any four numbers of the right size and rounds the value down, its
+    countdown allows 0.001 % of the target.
+    """
+    given = entry["metadata"]
+    if sorted(map(int, re.findall(r"\d+", answer))) != sorted(given["numbers"]):
+        return False
+    return bool(parse_expr(answer) == (given["target"] if name == "countdown" else 24))
+
+
 def handle(request: list[str]) -> float:
-    name, settings, entry, answer = request
-    if not is_harmless(name, answer):
-        return 0.0
+    name, settings, packed, answer = request
     try:
-        value = float(
-            scorer(name, settings).score_answer(answer, pickle.loads(base64.b64decode(entry)))
-        )
+        if not is_harmless(name, answer):
+            return 0.0
+        entry = pickle.loads(base64.b64decode(packed))
+        value = float(scorer(name, settings).score_answer(answer, entry))
+        if name in GAMES and value == 1 and not is_solution(name, answer, entry):
+            return 0.0
     except MemoryError:
         raise
     except Exception:  # a scorer that fails on a text has not found an answer in it

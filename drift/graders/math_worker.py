@@ -7,10 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import mpmath
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify import verify
-from sympy import Basic, Expr, I, Rational
+from sympy import Basic, Derivative, Expr, I, MatrixBase, Rational
 
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import Leaf, parse
@@ -20,17 +19,36 @@ POINTS = 3  # at which two expressions are compared
 DIGITS = 50
 mpmath.mp.dps = DIGITS
 TOLERANCE = mpmath.mpf(10) ** -30
-# `2 3` and `3(4)` are products here; parse.number reads the mixed numbers that are meant
-CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+CONVERSION = ConversionConfig(lowercase_symbols=False)
+MIXED = re.compile(r"\d+\\frac\{\d+\}\{\d+\}")
+
+
+class Converter(_Latex2Sympy):
+    r"""`2 3` and `3(4)` are products, only `2\frac{1}{4}` is a sum.
+
+    Upstream adds an integer to any rational number behind it, whatever its settings say.
+    """
+
+    def convert_postfix_list(self, arr: list[Any], i: int = 0) -> Any:
+        left = self.convert_postfix(arr[i])
+        if isinstance(left, list) and len(left) == 1:  # d/dx
+            return Derivative(self.convert_postfix_list(arr, i + 1), left[0])
+        if i == len(arr) - 1:
+            return left
+        right = self.convert_postfix_list(arr, i + 1)
+        if isinstance(left, MatrixBase) or isinstance(right, MatrixBase):
+            return self.mat_mul_flat(left, right)
+        is_mixed = len(arr) - i == 2 and MIXED.fullmatch(arr[i].getText() + arr[i + 1].getText())
+        if is_mixed and right < 1:
+            return left + right
+        return self.mul_flat(left, right)
 
 
 @lru_cache(maxsize=1024)
 def expression(latex: str) -> Any:
     """LaTeX as a sympy object; raises whatever the parser raises."""
     exact = re.sub(r"\d*\.\d+|\d+\.", _fraction, latex)
-    parsed: Any = latex2sympy(
-        exact, is_real=True, normalization_config=None, conversion_config=CONVERSION
-    )
+    parsed: Any = Converter(is_real=True, config=CONVERSION).parse(exact)
     units = {s: I for s in parsed.free_symbols if s.name == "i"}
     return parsed.subs(units) if units else parsed
 

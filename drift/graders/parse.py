@@ -3,7 +3,8 @@ r"""From an answer as models write it to a small tree of lists, tuples, matrices
 Conventions, those of the MATH data set's references where they have one:
 - Delimiters, spacing, sizes, `\left` and `\right` mean nothing; `\dfrac12` is `\frac{1}{2}`.
 - A unit is left out: `5.4 \text{ cents}` is 5.4, `30^\circ` is 30, `\$36` is 36, `50\%` is 50 (and
-  not 0.5). Two units of different kinds, as in `\$36` and `36^\circ`, are different answers.
+  not 0.5). Two units of different kinds, as in `\$36` and `36^\circ`, are different answers. Words
+  like million multiply: `2.5 \text{ million dollars}` is `\$2500000`. Text with a digit is no unit.
 - `1,000` is a number, `3, 5, 7` a list without order; `(3, 5)` has an order, `\{3, 5\}` has none.
 - `1 \pm x` is a list of two.
 - Words (`\text{east}`, `\text{(B)}`) are compared as words; `(B)` and `B` are one choice.
@@ -120,13 +121,15 @@ MATRIX = re.compile(
 )
 WORD = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,}(?:[ '][A-Za-z]+)+|yes|no|odd", re.IGNORECASE)
 IN_BASE = re.compile(r"-?[0-9A-F.]{1,60}_\{\d{1,2}\}")
-TEXT_UNIT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\{[0-9]\})?")
+TEXT_UNIT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}\d]*)\}\s*(?:\^\{[0-9]\})?")
 PLAIN_UNIT = re.compile(
     r"(.*[\d}])\s*((?:(?:cm|mm|km|ft|in|kg|mg|ml|mi|hr|oz|lb|pm|am)\b|[A-Za-z]{3,})[A-Za-z /.-]*)"
     r"(?:\^\{[0-9]\})?"
 )
 UNIT_WORDS = {"dollar": Unit.money, "percent": Unit.percent, "%": Unit.percent}
 UNIT_WORDS |= {"degree": Unit.degree, MONEY: Unit.money}
+SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+SCALES |= {"trillion": 10**12}
 
 
 @lru_cache(maxsize=4096)
@@ -265,7 +268,9 @@ def _word(text: str) -> str:
 
 def _without_unit(text: str) -> tuple[str, Unit]:
     if MONEY in text:
-        return re.sub(rf"{MONEY}\s*|\\text\s*\{{[^{{}}]*\}}", "", text).strip(), Unit.money
+        text = re.sub(rf"{MONEY}\s*", "", text)
+        value, _ = _without_unit(re.sub(r"^\s*\\text\s*\{[^{}\d]*\}", "", text).strip())
+        return value, Unit.money
     for ending, unit in (("%", Unit.percent), ("^\\circ", Unit.degree)):
         if text.endswith(ending) and text != ending:
             return text.removesuffix(ending).strip(), unit
@@ -274,8 +279,25 @@ def _without_unit(text: str) -> tuple[str, Unit]:
         found = PLAIN_UNIT.fullmatch(text)
         if found is None or number(found[1]) is None:
             return text, Unit.none
-    word = found[2].strip().casefold()
     value, inner = _without_unit(found[1].strip())
-    return value, UNIT_WORDS.get(
-        word.removesuffix("s"), inner if inner != Unit.none else Unit.other
-    )
+    scale, word = _scale(found[2].strip().casefold())
+    if scale > 1:
+        scaled = number(value)
+        if scaled is None:
+            return text, Unit.none
+        value = str(scaled * scale)
+        if not word:
+            return value, inner
+    unit = UNIT_WORDS.get(word.removesuffix("s"))
+    return value, unit or (inner if inner != Unit.none else Unit.other)
+
+
+def _scale(words: str) -> tuple[int, str]:
+    """The factor that a unit begins with, and the unit: (10**6, "dollars")."""
+    scale, rest = 1, words
+    while found := re.match(r"([a-z]+)(?![a-z])\s*", rest):
+        factor = SCALES.get(found[1].removesuffix("s"))
+        if factor is None:
+            break
+        scale, rest = scale * factor, rest[found.end() :].removeprefix("of ").strip()
+    return scale, rest

@@ -168,15 +168,16 @@ class WorkerPool:
                 elif worker.request is not None:
                     replied.append((worker.request, json.loads(line)))
                     worker.request = None
-                worker.hung = worker.request is not None and time.monotonic() > worker.deadline
-                if not worker.hung:
+                if worker.idle or time.monotonic() <= worker.deadline:
                     continue
+                worker.hung = True
             except EOFError:
                 pass
             self.workers.remove(worker)
             said = worker.end()
             if not worker.ready:
-                raise GradingError(f"{self.module} cannot start: {(said or 'no reply')[-500:]}")
+                silence = f"no reply in {START_LIMIT_S:g} s" if worker.hung else "no reply"
+                raise GradingError(f"{self.module} cannot start: {said[-500:] or silence}")
             if worker.request is not None and not worker.hung:
                 lost.append(worker.request)
         return replied, lost

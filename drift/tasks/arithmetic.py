@@ -13,6 +13,9 @@ from drift.types import Example, Score
 NAMES = ("Ann", "Ben", "Eve", "Ida", "Leo", "Max", "Mia", "Tom")
 ITEMS = ("beads", "books", "cards", "coins", "eggs", "pens")
 VERBS = {"+": ("buys", "finds", "gets", "wins"), "-": ("drops", "loses", "sells", "uses")}
+SIGNS = {verb: sign for sign, verbs in VERBS.items() for verb in verbs}
+CHANGE = rf"({'|'.join(SIGNS)}) (\d{{1,12}})"
+QUESTION = re.compile(rf"\w+ has (\d{{1,12}}) \w+((?:, {CHANGE})+)\. How many\?", re.ASCII)
 NUMBER = re.compile(r"-?[0-9]{1,12}")
 
 
@@ -37,22 +40,21 @@ class Arithmetic(GeneratedTask):
             numbers.append(change if sign == "+" else -change)
             words.append(f"{rng.choice(VERBS[sign])} {change}")
         start = f"{rng.choice(NAMES)} has {numbers[0]} {rng.choice(ITEMS)}"
+        question = f"{start}, {', '.join(words)}. How many?"
         fields: dict[str, object] = {
-            "question": f"{start}, {', '.join(words)}. How many?",
+            "question": question,
             "ground_truth_answer": sum(numbers),
             "numbers": numbers,
         }
-        # the same sum in other words is the same problem
-        key = f"arithmetic:{''.join(f'{number:+}' for number in numbers)}"
-        return Example(key=key, prompt=self.render(fields), fields=fields)
+        return Example(key=key_of(question), prompt=self.render(fields), fields=fields)
 
     def example(self, record: dict[str, object]) -> Example:
+        question = string(record, "question")
         fields: dict[str, object] = {
-            "question": string(record, "question"),
+            "question": question,
             "ground_truth_answer": integer(record, "ground_truth_answer", -(10**12), 10**12),
         }
-        key = f"arithmetic:{fields['question']}"
-        return Example(key=key, prompt=self.render(fields), fields=fields)
+        return Example(key=key_of(question), prompt=self.render(fields), fields=fields)
 
     def score(self, example: Example, text: str) -> Score:
         answer = last_boxed(text) or last_tag(text, "answer")
@@ -76,3 +78,12 @@ class Arithmetic(GeneratedTask):
             total += change
             steps.append(f"{total} ")
         return "".join(steps[:-1]) + f"\\boxed{{{total}}}"
+
+
+def key_of(question: str) -> str:
+    """The same sum in other words is the same problem; a question of another form is its own."""
+    found = QUESTION.fullmatch(question.strip())
+    if found is None:
+        return f"arithmetic:{question}"
+    changes = [f"{SIGNS[verb]}{int(number)}" for verb, number in re.findall(CHANGE, found[2])]
+    return f"arithmetic:+{int(found[1])}{''.join(changes)}"

@@ -15,6 +15,7 @@ from drift.errors import DataError
 CHUNK = 1 << 16  # characters
 BLANKS = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)  # or half of a pair: looked at closely
+BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 CUT = 16  # a decoder that fails this close to the end of what was read may lack the rest
 
 
@@ -43,18 +44,21 @@ def read_records(path: Path) -> Iterator[Record]:
         yield from _read(path)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except BROKEN_GZ as error:
         raise DataError(f"{path}: not a whole .gz file: {error}") from None
 
 
-def _open(path: Path, mode: Literal["rt", "rb"], encoding: str | None = None) -> IO[Any]:
-    if path.suffix == ".gz":
-        return cast(IO[Any], gzip.open(path, mode, encoding=encoding))
-    return path.open(mode, encoding=encoding)
+def open_data(
+    path: Path, mode: Literal["rt", "rb"], encoding: str | None = None, newline: str | None = None
+) -> IO[Any]:
+    """Open a file that may be packed as .gz."""
+    if path.suffix.lower() == ".gz":
+        return cast(IO[Any], gzip.open(path, mode, encoding=encoding, newline=newline))
+    return path.open(mode, encoding=encoding, newline=newline)
 
 
 def _read(path: Path) -> Iterator[Record]:
-    with _open(path, "rt", encoding="utf-8-sig") as file:
+    with open_data(path, "rt", encoding="utf-8-sig") as file:
         scanner = _Scanner(file)
         start = scanner.peek()
         if not start:
@@ -69,7 +73,7 @@ def _read(path: Path) -> Iterator[Record]:
 def _not_utf8(path: Path) -> DataError:
     """Where a file is not UTF-8; the decoder itself counts from the last piece it read."""
     offset = 0
-    with _open(path, "rb") as file:
+    with open_data(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()

@@ -20,7 +20,6 @@ from drift.contamination import check_overlap
 from drift.engine import Engine
 from drift.errors import ConfigError, DataError
 from drift.evaluation import evaluate, load_problems
-from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
 from drift.prompts import encode_all
@@ -114,8 +113,6 @@ def run(config: SFTConfig) -> None:
     if engine.num_ranks > 1 or engine.stage:
         raise ConfigError("drift.sft runs in one process; set cluster.zero_stage=0")
     policy = load_model(config.model, device=engine.device, trained=engine.partition)
-    if config.model.lora.rank and policy.adapter is None:
-        lora.attach_new(policy, config.model.lora, config.model.path)
     problems = load_problems(policy, examples[Split.validation], Split.validation, config)
     data = demonstrations(policy, task, examples[Split.train], config)
     engine.prepare(policy, config.optim, config.num_steps)

@@ -57,17 +57,18 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     from drift import checkpointing
 
     own = Path(config.output_dir) / "checkpoints"
-    begun, requeued = engine.agree((began_so(config), is_requeued()))
-    if config.resume == "never" and not requeued:
+    if config.resume == "never" and not engine.agree(is_requeued()):
         if any(own.glob("step_*")):
             raise ConfigError(
                 f"resume=never, but {config.output_dir} holds a run; "
                 "use resume=auto or another hydra.run.dir"
             )
         return None
-    found = checkpointing.newest(own, engine) if begun or config.resume in AUTOMATIC else None
-    if found or config.resume in AUTOMATIC:
-        return found
+    automatic = config.resume in AUTOMATIC
+    if automatic or engine.agree(began_so(config)):
+        found = checkpointing.newest(own, engine)
+        if found or automatic:
+            return found
     folder = Path(config.resume)
     if not folder.is_dir():
         raise CheckpointError(
@@ -124,7 +125,7 @@ def build(
     from drift.trainer import Trainer
 
     model = config.model
-    find_checkpoint(model.path, model.revision)
+    origin = find_checkpoint(model.path, model.revision)
     task = build_task(config.task, config.data.on_error)
     examples = {split: task.examples(split) for split in Split}
     overlap = check_overlap(task, examples, config.data.max_overlap)
@@ -132,18 +133,10 @@ def build(
 
     path = str(resumed[0] / "policy") if resumed else None
     policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
-    if policy.adapter is not None and policy.adapter.rank != model.lora.rank:
-        raise ConfigError(
-            f"model.lora.rank={model.lora.rank}, but {path or model.path} is an adapter of rank "
-            f"{policy.adapter.rank}; set that, or merge it with drift.export"
-        )
-    if model.lora.rank and policy.adapter is None:
-        lora.attach_new(policy, model.lora, model.path)
     reference = None
     if config.objective.kl_coef:  # the base of a new adapter is the run's start: no second copy
         reference = policy
-        started = find_checkpoint(model.path, model.revision) / lora.CONFIG
-        if not policy.adapter or started.exists():
+        if not policy.adapter or (origin / lora.CONFIG).exists():
             reference = load_model(model, device=engine.device).requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     objective = config.objective
@@ -152,7 +145,7 @@ def build(
     num_updates = config.num_steps * objective.num_updates
     engine.prepare(policy, config.optim, num_updates, head_lr=objective.value.lr)
     if engine.partition.dtype != torch_dtype(Dtype.float32):
-        folder = find_checkpoint(path or model.path, model.revision)
+        folder = find_checkpoint(path) if path else origin
         checkpointing.restore_master_weights(folder, engine, policy)
     tracker = Tracker(config.tracking, Path(config.output_dir))
     trainer = Trainer(

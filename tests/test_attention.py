@@ -104,7 +104,6 @@ def test_a_bfloat16_base_has_a_float32_adapter_and_the_same_fingerprint() -> Non
         dtype=Dtype.bfloat16, lr=1.0, lora=LoraConfig(rank=2),
     )  # fmt: skip
     policy = load_model(config, device="cpu", trained=WHOLE)
-    lora.attach_new(policy, config.lora, config.path)
     assert policy.backbone.embed.weight.dtype == torch.bfloat16
     assert {f.dtype for f in lora.factors(policy).values()} == {torch.float32}
     whole = load_model(ModelConfig(

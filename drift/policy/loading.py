@@ -296,7 +296,12 @@ def load_model(
         device: of the weights.
         path: instead of the config's own, for example a checkpoint of a run, of any family.
         trained: how to hold what the optimizer changes: without LoRA every weight, with it the
-            adapter alone. The rest is in `config.dtype`.
+            adapter alone, a new one if the checkpoint has none. The rest is in `config.dtype`.
+
+    Raises:
+        CheckpointError: as `load_policy`.
+        ConfigError: the attention backend does not work here, or the checkpoint is an adapter of
+            another rank than is to be trained.
     """
     on_cpu = torch.device(device).type == "cpu"
     if trained and on_cpu and config.attention == AttentionBackend.flex_attention:
@@ -313,6 +318,13 @@ def load_model(
     policy.backbone.attention = config.attention
     BACKENDS[config.attention](None, 1)  # its error now, not after the first batch
     policy.backbone.gradient_checkpointing = config.gradient_checkpointing
+    if trained and policy.adapter is not None and policy.adapter.rank != config.lora.rank:
+        raise ConfigError(
+            f"model.lora.rank={config.lora.rank}, but {path or config.path} is an adapter of rank "
+            f"{policy.adapter.rank}; set that, or merge it with drift.export"
+        )
+    if trained and config.lora.rank and policy.adapter is None:
+        lora.attach_new(policy, config.lora, config.path)
     return policy
 
 

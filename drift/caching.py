@@ -8,7 +8,6 @@ keys and values it had when the block began: an approximation, whose size the tr
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,14 +64,13 @@ class Cached:
         self.block_length = config.block_length
         horizon = 0 if config.cache == CacheMode.dual else config.horizon
         self.horizon = config.gen_length if horizon is None else min(horizon, config.gen_length)
-        self.slots = slots if config.compile else None
         if config.compile:
             self.cache = kept_cache(policy, slots, -(-length // KEPT) * KEPT)
             self.step = compiled(policy, self.cache)
-            return
-        sizes = policy.backbone.config
-        self.cache = Cache(sizes, slots, length, policy.compute_dtype(), policy.device)
-        self.step = policy.backbone.step
+        else:
+            sizes = policy.backbone.config
+            self.cache = Cache(sizes, slots, length, policy.compute_dtype(), policy.device)
+            self.step = policy.backbone.step
 
     def hidden(self, blocks: Blocks) -> Tensor:
         """Aligned hidden states of each row's block: [A, K, D]."""
@@ -87,17 +85,8 @@ class Cached:
         real_AQ = columns_AQ < end_A[:, None]
         ids_AQ = blocks.ids_AS.gather(1, columns_AQ.where(real_AQ, 0))
         columns_AQ = columns_AQ.where(real_AQ, self.cache.length)
-        wanted = self.block_length
-        if self.slots is None:
-            length_A = unless_full(blocks.length_A, num_keys)
-            return self.step(ids_AQ, columns_AQ, length_A, self.cache, wanted, num_keys)
-        # few shapes in a decode: idle slots are padding with one key, all of the cache is looked at
-        idle = (0, self.slots - len(ids_AQ))
-        ids_AQ = F.pad(ids_AQ, (0, 0, *idle))
-        columns_AQ = F.pad(columns_AQ, (0, 0, *idle), value=self.cache.length)
-        length_A = F.pad(blocks.length_A, idle, value=1)
-        hidden = self.step(ids_AQ, columns_AQ, length_A, self.cache, wanted, self.cache.length)
-        return hidden[: len(start_A)]
+        length_A = unless_full(blocks.length_A, num_keys)
+        return self.step(ids_AQ, columns_AQ, length_A, self.cache, self.block_length, num_keys)
 
     def fill(self, blocks: Blocks, wanted: bool) -> Tensor | None:
         """Whole rows into the cache where a block begins; twins are computed once, then copied.
@@ -140,22 +129,34 @@ def kept_cache(policy: Policy, slots: int, length: int) -> Cache:
 
 
 def compiled(policy: Policy, cache: Cache) -> Callable[..., Tensor]:
-    """The block step by torch.compile; on a GPU it is recorded and replayed as a CUDA graph.
+    """`Backbone.step` by torch.compile; on a GPU it is recorded and replayed as a CUDA graph.
 
-    The graph is told that the cache stays where it is, and recorded anew for another cache.
+    Few shapes in a decode: idle slots are padding with one key, all of the cache is looked at. The
+    graph is told that the cache stays where it is, and recorded anew for another cache.
 
     Raises:
         RolloutError: when it first runs, if it cannot be compiled here.
     """
     from torch._dynamo import exc, mark_static_address
 
-    for store in (store for layer in cache.layers for store in layer):
+    stores = [store for layer in cache.layers for store in layer]
+    for store in stores:
         mark_static_address(store, guard=False)
     run = torch.compile(policy.backbone.step, fullgraph=True, mode="reduce-overhead")
 
-    def step(*args: Any) -> Tensor:
+    def step(
+        ids_AQ: Tensor, columns_AQ: Tensor, length_A: Tensor | None, cache: Cache,
+        num_wanted: int, num_keys: int,
+    ) -> Tensor:  # fmt: skip
+        rows = len(ids_AQ)
+        if length_A is None:
+            length_A = torch.full((rows,), num_keys, device=ids_AQ.device)
+        idle = (0, len(stores[0]) - rows)
+        ids_AQ = F.pad(ids_AQ, (0, 0, *idle))
+        columns_AQ = F.pad(columns_AQ, (0, 0, *idle), value=cache.length)
+        length_A = F.pad(length_A, idle, value=1)
         try:
-            return run(*args)
+            return run(ids_AQ, columns_AQ, length_A, cache, num_wanted, cache.length)[:rows]
         except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:
             reason = str(error).strip().splitlines()[0]
             raise RolloutError(f"rollout.compile=true does not work here: {reason}") from error

@@ -120,13 +120,9 @@ def complete(
     )
     rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
-    with engine.autocast(), live.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
-
-        def count(done: float) -> None:
-            bar.move(done)
-            engine.watchdog.beat()
-
-        trace = decode(policy, prompts.ids, rows_B, rollout, key, count=count)
+    progress = live.bar(f"{problems.split} rows", len(prompts.ids), engine.watchdog.beat)
+    with engine.autocast(), progress as bar:
+        trace = decode(policy, prompts.ids, rows_B, rollout, key, count=bar.move)
     engine.synchronize()
     decode_s = engine.max(time.perf_counter() - started)
     texts, started = texts_of(policy, trace), time.perf_counter()

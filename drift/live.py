@@ -84,14 +84,15 @@ class Narrower:
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator["Bar"]:
+def bar(what: str, total: int, beat: Callable[[], None] | None = None) -> Iterator["Bar"]:
     """A bar with the time left while the block runs: `loading 120/291 ━━━━╸──── 0:12 left`.
 
     Args:
         what: is done `total` times; the block calls `advance` of the bar, or `move`.
         total: 0 shows nothing.
+        beat: called whenever the bar moves, shown or not.
     """
-    content = Bar(what, total)
+    content = Bar(what, total, beat=beat)
     with show(content):
         yield content
 
@@ -137,9 +138,15 @@ class Bar:
     """
 
     def __init__(
-        self, what: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str,
+        total: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] | None = None,
     ):
         self.what = what
+        self.beat = beat
         self.total = total
         self.done: float = done
         self.pace = Pace(done, total, clock)
@@ -153,6 +160,8 @@ class Bar:
         """So much is done now; a part of the next one counts for the time left."""
         self.done = done
         self.pace.mark(done)
+        if self.beat is not None:
+            self.beat()
 
     def row(self) -> "Table":
         """The bar, as wide as the terminal."""

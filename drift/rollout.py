@@ -33,7 +33,7 @@ def collect(
     config: RolloutConfig,
     key: int,
     policy_version: int,
-    beat: Callable[[], None] = lambda: None,
+    beat: Callable[[], None] | None = None,
 ) -> Rollout:
     """Complete each prompt `group_size` times and grade every completion once.
 
@@ -52,13 +52,8 @@ def collect(
     first_row = prompts.first_prompt * config.group_size
     rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
-    with live.bar("rollout rows", len(repeated)) as bar:
-
-        def count(done: float) -> None:
-            bar.move(done)
-            beat()
-
-        trace = decode(policy, repeated, rows_B, config, key, count=count)
+    with live.bar("rollout rows", len(repeated), beat) as bar:
+        trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
     texts = texts_of(policy, trace)
     started = time.perf_counter()
     examples = [example for example in prompts.examples for _ in range(config.group_size)]

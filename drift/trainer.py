@@ -198,12 +198,11 @@ class Trainer:
         self.engine.assert_same("the step that comes next", self.progress.step)
         signum = int(self.engine.max(notice.signum))
         if signum:
-            if self.saved_step != self.progress.step:
+            step, folder = self.progress.step, self.config.output_dir
+            if self.saved_step != step:
                 self.save()
-            saved = "the run is saved"
-            if self.saved_step != self.progress.step:
-                saved = f"step {self.progress.step} could not be saved"
-            folder = self.config.output_dir
+            is_saved = self.saved_step == step
+            saved = "the run is saved" if is_saved else f"step {step} could not be saved"
             notice.obey(signum, self.engine.rank, f"{saved}; go on with hydra.run.dir={folder}")
 
     def evaluate_if_due(self, last: bool) -> dict[str, float]:

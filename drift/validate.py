@@ -170,16 +170,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
     yield from _rollout(config.rollout)
-    if config.rollout.compile and config.model.attention == AttentionBackend.flash_attention_2:
-        yield "rollout.compile=true does not work with model.attention=flash_attention_2; use sdpa"
-    if (
-        config.task.reward.truncated == Truncated.zero
-        and config.rollout.suppress_end == EndSuppression.token
-    ):
-        yield (
-            "task.reward.truncated=zero: with rollout.suppress_end=token no completion ends, and "
-            "none would be rewarded; use keep"
-        )
+    yield from _rollout_with_others(config)
     yield from _task(config.task)
     yield from _cluster(config.cluster)
     if isinstance(config.cluster, SubmititConfig):
@@ -267,6 +258,17 @@ def _cache(rollout: RolloutConfig) -> Iterator[str]:
         yield "rollout.compile=true applies to rollout.cache=prefix or dual only"
     if rollout.refresh_every is not None and rollout.refresh_every < 1:
         yield f"rollout.refresh_every={rollout.refresh_every} must be 1 or more"
+
+
+def _rollout_with_others(config: BaseConfig) -> Iterator[str]:
+    rollout, reward = config.rollout, config.task.reward
+    if rollout.compile and config.model.attention == AttentionBackend.flash_attention_2:
+        yield "rollout.compile=true does not work with model.attention=flash_attention_2; use sdpa"
+    if reward.truncated == Truncated.zero and rollout.suppress_end == EndSuppression.token:
+        yield (
+            "task.reward.truncated=zero: with rollout.suppress_end=token no completion ends, and "
+            "none would be rewarded; use keep"
+        )
 
 
 def _task(task: TaskConfig) -> Iterator[str]:

@@ -73,8 +73,11 @@ def is_harmless(name: str, answer: str) -> bool:
 
 
 def is_literal(text: str) -> bool:
-    """A list, a string or a number as Python writes them; whatever else raises here."""
-    ast.literal_eval(text)
+    """A list, a string or a number as Python writes them."""
+    try:
+        ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return False
     return True
 
 

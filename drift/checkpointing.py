@@ -177,12 +177,16 @@ def publish(beside: Path, target: Path, state: dict[str, Any]) -> None:
     """Give a whole checkpoint its name."""
     write_json(beside / "state.json", state)
     flush(beside)
-    replaced = target.with_name(f".old-{target.name}")
-    if target.exists():
-        target.rename(replaced)
+    replaced = out_of_the_way(target) if target.exists() else None
     beside.rename(target)
     flush(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def out_of_the_way(target: Path) -> Path:
+    """Take a checkpoint's name from it; what a kill leaves of it, `make_room` removes."""
+    return target.rename(target.with_name(f".old-{target.name}"))
 
 
 def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
@@ -278,13 +282,13 @@ def restore_master_weights(folder: Path, engine: Engine, policy: Policy) -> None
 
 def drop_after(folder: Path, step: int) -> None:
     """Remove the checkpoints behind the one that is resumed: their steps are done again."""
-    for path in folder.glob("step_*"):
+    for path in sorted(folder.glob("step_*"), reverse=True):  # after a kill the rest is one run
         if int(path.name.removeprefix("step_")) > step:
-            shutil.rmtree(path)
+            shutil.rmtree(out_of_the_way(path))
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
     for path in sorted(folder.glob("step_*"), reverse=True)[keep:]:
         if best_step is None or path.name != f"step_{best_step:06d}":
-            shutil.rmtree(path)
+            shutil.rmtree(out_of_the_way(path))

@@ -88,6 +88,44 @@ def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
     assert only.info.status == "FINISHED"
 
 
+REMOVING = """
+import os
+from pathlib import Path
+from drift import checkpointing
+
+def killed(*args, unlink=os.unlink, **named):
+    unlink(*args, **named)
+    os._exit(9)
+
+os.unlink = killed
+checkpointing.{removal}
+"""
+
+
+@pytest.mark.parametrize(
+    ("removal", "left"),
+    [
+        ("prune(Path(), keep=1, best_step=None)", ["step_000001", "step_000003"]),
+        ("drop_after(Path(), step=1)", ["step_000001", "step_000002"]),
+    ],
+)
+def test_a_kill_while_checkpoints_are_removed_leaves_no_half_one(
+    removal: str, left: list[str], tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step_{step:06d}"
+        folder.mkdir()
+        for name in ("state.json", "optimizer.safetensors"):
+            (folder / name).touch()
+    code = REMOVING.format(removal=removal)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 9
+    whole = sorted(path.parent.name for path in tmp_path.glob("step_*/state.json"))
+    assert whole == sorted(path.name for path in tmp_path.glob("step_*"))
+    assert whole == left
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_noticed(damage: str, run: Run, tmp_path: Path) -> None:
     common = (*SMALL, "tracking=off", "hydra.run.dir=run")

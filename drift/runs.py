@@ -1,6 +1,7 @@
 """Runs that are done, read back to be compared: from the folders of a sweep, or from MLflow."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -21,8 +22,10 @@ METRICS = (
 )  # fmt: skip
 CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
 PRIVATE = ("output_dir", "resume", "seed", "tracking.")  # no settings to compare runs by
+SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
+log = logging.getLogger("drift")
 
 Curve = tuple[list[float], list[float]]
 
@@ -52,8 +55,7 @@ class RunRecord:
     @property
     def samples(self) -> list[float]:
         """Completions up to each line; dynamic sampling logs how many prompts it drew."""
-        keys = ("rollout.prompts_per_step", "rollout.group_size")
-        prompts, group = (int(self.params[key]) for key in keys)
+        prompts, group = (int(self.params[key]) for key in SAMPLED)
         extra = accumulate(
             line.get("rollout/drawn_prompts", prompts) - prompts for line in self.lines
         )
@@ -236,16 +238,21 @@ def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
     return runs, store
 
 
-def is_training(tags: dict[str, str]) -> bool:
-    """Whether an MLflow run is of drift.train: no report, no evaluation of checkpoints."""
-    return REPORT_TAG not in tags and tags.get("kind") != "eval"
+def is_training(run: Any) -> bool:
+    """Whether an MLflow run is of drift.train; one that Drift did not write is named."""
+    if REPORT_TAG in run.data.tags or run.data.tags.get("kind") == "eval":
+        return False
+    if lacking := [key for key in SAMPLED if key not in run.data.params]:
+        name, run_id = run.info.run_name, run.info.run_id
+        log.warning("left out: %s (%s), which has no param %s", name, run_id, lacking[0])
+    return not lacking
 
 
 def from_experiment(config: MlflowConfig) -> list[RunRecord]:
     """The runs of an MLflow experiment, the oldest first.
 
     Raises:
-        ConfigError: the store has no such experiment, or no run in it.
+        ConfigError: the store has no such experiment, or no run of drift.train in it.
     """
     client, experiment = find_experiment(config)
     found: list[Any] = []
@@ -255,12 +262,12 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
             [experiment], "", order_by=["attributes.start_time ASC"], max_results=PAGE,
             page_token=token,
         )  # fmt: skip
-        found += [run for run in page if is_training(run.data.tags)]
+        found += [run for run in page if is_training(run)]
         token = page.token
         if not token:
             break
     if not found:
-        raise ConfigError(f"experiment={config.experiment} has no runs in {config.uri}")
+        raise ConfigError(f"experiment={config.experiment} has no training runs in {config.uri}")
     params = [dict(run.data.params) for run in found]
     keys = telling(params)
     runs: list[RunRecord] = []

@@ -258,7 +258,7 @@ def store_runs(folder: Path) -> MlflowConfig:
 
 
 def test_an_experiment_is_read_back_from_mlflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = store_runs(tmp_path)
     runs = from_experiment(store)
@@ -276,8 +276,12 @@ def test_an_experiment_is_read_back_from_mlflow(
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
     client, experiment = open_experiment(store)
     client.create_run(experiment, tags={"kind": "eval"})  # of drift.eval, in the same experiment
+    note = client.create_run(experiment, run_name="note").info.run_id  # of somebody else
+    client.set_terminated(note)
     monkeypatch.setattr("drift.runs.PAGE", 1)
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
+    said = f"left out: note ({note}), which has no param rollout.prompts_per_step"
+    assert caplog.messages == [said]
     (report,) = client.search_runs([experiment], filter_string="tags.compare = 'all of it'")
     assert [f.path for f in client.list_artifacts(report.info.run_id)] == ["summary.json"]
 

@@ -6,7 +6,7 @@ results.json. Runs that differ in their seed alone are one setting, shown with 9
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from drift.errors import ConfigError
 from drift.files import write_json
 from drift.runs import (
     FIGURES,
-    PRIVATE,
     REPORT_TAG,
     Group,
     RunRecord,
@@ -27,12 +26,19 @@ from drift.runs import (
     horizon,
     on_front,
 )
-from drift.stores import HTTP, comparison_address, open_experiment, ui_command
+from drift.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
 
 ACCURACIES = {"first": "before", "last": "final", "best": "best (validation)"}
 FORMATS = {"steps": ".0f", "seconds": ".0f", "tokens/s": ".0f", "NFE": ".1f", "peak GiB": ".2f"}
 SPEEDS = {"seconds": "s", "samples": "samples"}
 log = logging.getLogger("drift")
+
+
+def listed(items: Iterable[str], most: int = 6) -> str:
+    """`a, b, c and 4 more`."""
+    words = list(items)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 class Comparison:
@@ -42,6 +48,7 @@ class Comparison:
         self.title = title
         self.runs = runs
         self.groups = grouped(runs)
+        self.known = [run for run in runs if run.lines] or runs[:1]  # with all their params
         self.front = [
             group for group, front in zip(self.groups, on_front(self.groups), strict=True) if front
         ]
@@ -67,7 +74,10 @@ class Comparison:
             "*" if group in self.front else "",
         ]
 
-    def findings(self) -> Iterator[str]:
+    def findings(self) -> list[str]:
+        return [*self.fastest(), *self.cautions()]
+
+    def fastest(self) -> Iterator[str]:
         """Which setting learns fastest, and whether the intervals say so."""
         for axis, end in self.ends.items():
             found = [(g.label, s) for g in self.groups if end and (s := g.speed(axis, end))]
@@ -81,6 +91,14 @@ class Comparison:
             yield (
                 f"Highest mean validation accuracy over the first {end:.0f} {SPEEDS[axis]} "
                 f"of training: {name}, {best}; next {second}, {other} ({verdict})."
+            )
+
+    def cautions(self) -> Iterator[str]:
+        """What the numbers leave out, or hide."""
+        if branches := [run for run in self.runs if run.branched]:
+            yield (
+                "Not compared by seconds and samples, since they begin at a checkpoint of another "
+                f"run: {listed(f'{run.label} at step {run.lines[0][STEP]}' for run in branches)}."
             )
 
     def notes(self) -> list[str]:
@@ -105,16 +123,16 @@ class Comparison:
 
     def shared(self) -> list[tuple[str, str]]:
         """Settings that all runs have in common."""
-        known = [run.params for run in self.runs if run.lines] or [self.runs[0].params]
+        first, *others = [run.compared for run in self.known]
         return [
             (key, value)
-            for key, value in sorted(known[0].items())
-            if not key.startswith(PRIVATE) and all(own.get(key) == value for own in known)
+            for key, value in sorted(first.items())
+            if all(own.get(key) == value for own in others)
         ]
 
     def as_dict(self) -> dict[str, Any]:
         rows = [dict(zip(self.columns(), self.row(group), strict=True)) for group in self.groups]
-        return {"title": self.title, "settings": rows, "findings": list(self.findings())}
+        return {"title": self.title, "settings": rows, "findings": self.findings()}
 
     def markdown(self) -> str:
         lines = [self.columns(), ["---"] * len(self.columns()), *map(self.row, self.groups)]
@@ -158,7 +176,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
     page = template().render(
         title=comparison.title,
         counts=comparison.counts(),
-        findings=list(comparison.findings()),
+        findings=comparison.findings(),
         notes=comparison.notes(),
         columns=comparison.columns(),
         num_settings=len(comparison.settings or ["run"]),

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ METRICS = (
     *(f"time/{phase}_s" for phase in PHASES),
 )  # fmt: skip
 CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
-PRIVATE = ("output_dir", "resume", "seed", "tracking.")  # no settings to compare runs by
+PRIVATE = ("output_dir", "seed", "tracking.")  # no settings to compare runs by
 SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
@@ -49,6 +49,21 @@ class RunRecord:
         return self.params.get("seed", "")
 
     @property
+    def label(self) -> str:
+        return f"{self.name} ({self.run_id[:8]})" if self.run_id else self.name
+
+    @property
+    def branched(self) -> bool:
+        """Whether it began at a checkpoint of another run: the steps before are not its own."""
+        return bool(self.lines) and self.lines[0][STEP] > 0
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """The params that runs are compared by; of `resume` only a checkpoint of another run."""
+        own = {key: value for key, value in self.params.items() if not key.startswith(PRIVATE)}
+        return own if self.branched else {**own, "resume": "auto"}
+
+    @property
     def steps(self) -> int:
         return max((line[STEP] for line in self.lines), default=0)
 
@@ -71,10 +86,16 @@ class RunRecord:
         return list(accumulate(spent))
 
     def curve(self, metric: str, axis: str) -> Curve:
-        """The metric over steps, seconds (of training) or samples, where it was logged."""
-        places = self.samples if axis == "samples" else self.seconds
+        """The metric over steps, seconds (of training) or samples, where it was logged.
+
+        A branch has curves over steps only: what the steps before it took is not in its lines.
+        """
         if axis == "steps":
             places = [float(line[STEP]) for line in self.lines]
+        elif self.branched:
+            return [], []
+        else:
+            places = self.samples if axis == "samples" else self.seconds
         found = [
             (x, line[metric]) for x, line in zip(places, self.lines, strict=True) if metric in line
         ]
@@ -268,16 +289,14 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
             break
     if not found:
         raise ConfigError(f"experiment={config.experiment} has no training runs in {config.uri}")
-    params = [dict(run.data.params) for run in found]
-    keys = telling(params)
     runs: list[RunRecord] = []
-    for run, own in zip(found, params, strict=True):
+    for run in found:
         summary = summary_of(client, run.info.run_id)
         runs.append(
             RunRecord(
                 name=run.info.run_name,
-                settings={key: own.get(key, "") for key in keys},
-                params=own,
+                settings={},
+                params=dict(run.data.params),
                 status=summary.get("status", run.info.status.lower()),
                 error=summary.get("error"),
                 lines=lines_of(client, run),
@@ -286,7 +305,12 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
                 run_id=run.info.run_id,
             )
         )
-    return runs
+    compared = [run.compared for run in runs]
+    keys = telling(compared)
+    return [
+        replace(run, settings={key: own.get(key, "") for key in keys})
+        for run, own in zip(runs, compared, strict=True)
+    ]
 
 
 def telling(params: list[dict[str, str]]) -> list[str]:
@@ -294,7 +318,7 @@ def telling(params: list[dict[str, str]]) -> list[str]:
 
     `masking.num_views` is left out where it differs only with `masking.strategy`.
     """
-    names = {key for own in params for key in own if not key.startswith(PRIVATE)}
+    names = {key for own in params for key in own}
     first = [name for name in CHOICES if name in names]
     chosen: list[str] = []
     apart = 1

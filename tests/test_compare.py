@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -161,12 +162,36 @@ def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:
 
 def test_settings_that_tell_runs_apart_are_as_few_as_do_it() -> None:
     params = [
-        {"masking.num_views": "1", "masking.strategy": "all", "seed": "0", "output_dir": "a"},
-        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "0", "output_dir": "b"},
-        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "1", "optim.lr": "1"},
+        {"masking.num_views": "1", "masking.strategy": "all"},
+        {"masking.num_views": "2", "masking.strategy": "coupled"},
+        {"masking.num_views": "2", "masking.strategy": "coupled", "optim.lr": "1"},
     ]
     assert telling(params) == ["masking.strategy", "optim.lr"]
     assert telling(params[:1]) == []
+
+
+def test_a_branch_of_another_run_is_a_setting_and_has_no_clock() -> None:
+    """It knows neither what the steps before its first line took, nor where its curve began."""
+    runs = [make_run(), make_run(seed=1), make_run(accuracies=(0.2, 0.4, 0.6, 0.8))]
+    for number, resume in enumerate(("auto", "never", "other/checkpoints/step_000001")):
+        runs[number].params["resume"] = resume
+    del runs[2].lines[:2]
+    assert runs[2].curve("eval/accuracy", "steps") == ([2.0, 3.0], [0.6, 0.8])
+    assert runs[2].curve("eval/accuracy", "seconds") == ([], [])
+    assert runs[2].curve("eval/accuracy", "samples") == ([], [])
+    compared = [run.compared for run in runs]
+    assert telling(compared) == ["resume"]
+    comparison = Comparison(
+        "s",
+        [replace(r, settings={"resume": o["resume"]}) for r, o in zip(runs, compared, strict=True)],
+    )
+    assert [len(group.runs) for group in comparison.groups] == [2, 1]
+    assert comparison.ends == {"seconds": 4.0, "samples": 16.0}
+    assert comparison.groups[1].speed("samples", 16.0) is None
+    (said,) = comparison.findings()
+    assert said.startswith("Not compared by seconds and samples")
+    assert said.endswith("run: all0 (id-all-0) at step 2.")
+    assert "output_dir" not in dict(comparison.shared())
 
 
 def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:

@@ -53,7 +53,8 @@ class Comparison:
             group for group, front in zip(self.groups, on_front(self.groups), strict=True) if front
         ]
         self.settings = list(runs[0].settings)
-        self.ends = {axis: horizon(runs, axis) for axis in SPEEDS}
+        counted = [run for group in self.groups for run in group.runs]
+        self.ends = {axis: horizon(counted, axis) for axis in SPEEDS}
 
     def columns(self) -> list[str]:
         speeds = [f"mean to {end:.0f} {SPEEDS[axis]}" for axis, end in self.ends.items() if end]
@@ -95,6 +96,8 @@ class Comparison:
 
     def cautions(self) -> Iterator[str]:
         """What the numbers leave out, or hide."""
+        if left_out := [run.label for group in self.groups for run in group.left_out]:
+            yield f"Left out, another run has the same settings and seed: {listed(left_out)}."
         if branches := [run for run in self.runs if run.branched]:
             yield (
                 "Not compared by seconds and samples, since they begin at a checkpoint of another "

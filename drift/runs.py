@@ -141,6 +141,7 @@ class Group:
 
     settings: dict[str, str]
     runs: list[RunRecord]
+    left_out: list[RunRecord] = field(default_factory=list[RunRecord])  # of the same seeds
 
     @property
     def label(self) -> str:
@@ -212,11 +213,27 @@ def on_front(groups: list[Group]) -> list[bool]:
 
 
 def grouped(runs: list[RunRecord]) -> list[Group]:
-    """Runs of the same settings together, in the order in which the settings appear."""
-    groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
+    """Runs of the same settings together, in the order in which the settings appear.
+
+    The same seed again is no independent run: the newest that finished stands for it.
+
+    Args:
+        runs: the oldest first.
+    """
+
+    def worth(run: RunRecord) -> tuple[bool, bool]:
+        return run.status == "finished", bool(run.lines)
+
+    groups: dict[tuple[tuple[str, str], ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
-        groups.setdefault(tuple(run.settings.items()), []).append(run)
-    return [Group(settings=dict(key), runs=members) for key, members in groups.items()]
+        groups.setdefault(tuple(run.settings.items()), {}).setdefault(run.seed, []).append(run)
+    found: list[Group] = []
+    for key, by_seed in groups.items():
+        ranked = [sorted(same, key=worth) for same in by_seed.values()]  # equal ones stay in order
+        left_out = [run for same in ranked for run in same[:-1]]
+        chosen = [same[-1] for same in ranked]
+        found.append(Group(settings=dict(key), runs=chosen, left_out=left_out))
+    return found
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -160,6 +160,20 @@ def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:
     assert speed.ci95 is None
 
 
+def test_a_seed_that_was_run_twice_counts_once() -> None:
+    """Accuracies 0.8 and 0.86 of two seeds, each run twice, are two independent numbers."""
+    runs = [make_run(seed=s, accuracies=(0.2, a)) for s, a in ((0, 0.8), (1, 0.86))]
+    again = [replace(run, name=f"new{run.seed}", run_id=None) for run in runs]
+    later = replace(again[1], name="later", status="killed", lines=[])
+    comparison = Comparison("s", [*runs, *again, later])
+    (group,) = comparison.groups
+    assert [run.name for run in group.runs] == ["new0", "new1"]
+    assert group.accuracy("last") == Group(settings={}, runs=runs).accuracy("last")
+    assert comparison.row(group)[1] == "2/2"
+    (said,) = comparison.findings()
+    assert said.startswith("Left out, another run has the same settings and seed: all0 (id-all-0)")
+
+
 def test_settings_that_tell_runs_apart_are_as_few_as_do_it() -> None:
     params = [
         {"masking.num_views": "1", "masking.strategy": "all"},

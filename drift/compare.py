@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from drift.runs import (
     REPORT_TAG,
     Group,
     RunRecord,
+    by_test_set,
     from_experiment,
     from_sweep,
     grouped,
     horizon,
-    on_front,
+    pareto,
 )
 from drift.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
 
@@ -49,9 +51,8 @@ class Comparison:
         self.runs = runs
         self.groups = grouped(runs)
         self.known = [run for run in runs if run.lines] or runs[:1]  # with all their params
-        self.front = [
-            group for group, front in zip(self.groups, on_front(self.groups), strict=True) if front
-        ]
+        self.test_sets = by_test_set(self.groups)
+        self.front = [group for same in self.test_sets for group in pareto(same)]
         self.settings = list(runs[0].settings)
         counted = [run for group in self.groups for run in group.runs]
         self.ends = {axis: horizon(counted, axis) for axis in SPEEDS}
@@ -79,9 +80,9 @@ class Comparison:
         return [*self.fastest(), *self.cautions()]
 
     def fastest(self) -> Iterator[str]:
-        """Which setting learns fastest, and whether the intervals say so."""
-        for axis, end in self.ends.items():
-            found = [(g.label, s) for g in self.groups if end and (s := g.speed(axis, end))]
+        """Which setting learns fastest on each test set, and whether the intervals say so."""
+        for (axis, end), same in product(self.ends.items(), self.test_sets):
+            found = [(g.label, s) for g in same if end and (s := g.speed(axis, end))]
             if len(found) < 2:
                 continue
             (name, best), (second, other) = sorted(found, key=lambda f: -f[1].value)[:2]
@@ -96,6 +97,11 @@ class Comparison:
 
     def cautions(self) -> Iterator[str]:
         """What the numbers leave out, or hide."""
+        if len(self.test_sets) > 1:
+            yield (
+                f"The settings have {len(self.test_sets)} sets of test problems: the findings and "
+                "the front compare those with the same problems."
+            )
         if left_out := [run.label for group in self.groups for run in group.left_out]:
             yield f"Left out, another run has the same settings and seed: {listed(left_out)}."
         if branches := [run for run in self.runs if run.branched]:
@@ -115,7 +121,8 @@ class Comparison:
             "Curves: mean over seeds, the reward's a running mean of 5 steps; bands reach from "
             "the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
-            "front: * where no other setting has both a final accuracy as high and an NFE as low "
+            "front: * where no other setting with the same test problems has both a final accuracy "
+            "as high and an NFE as low "
             "(Pareto front of the means; intervals are not asked).",
         ]
 

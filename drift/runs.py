@@ -22,6 +22,13 @@ METRICS = (
 )  # fmt: skip
 CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
 PRIVATE = ("output_dir", "seed", "tracking.")  # no settings to compare runs by
+NOT_TEST = tuple(  # of a task: without influence on which test problems it has
+    f"task.{name}" for name in (
+        "prompt", "system", "gen_length", "block_length", "long_prompts", "reward.", "train_size",
+        "validation_size", "files.train", "files.validation", "workers", "time_limit_s",
+        "memory_mb", "partial", "allow_unsafe",
+    )
+)  # fmt: skip
 SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
@@ -62,6 +69,16 @@ class RunRecord:
         """The params that runs are compared by; of `resume` only a checkpoint of another run."""
         own = {key: value for key, value in self.params.items() if not key.startswith(PRIVATE)}
         return own if self.branched else {**own, "resume": "auto"}
+
+    @property
+    def test_set(self) -> frozenset[tuple[str, str]]:
+        """What decides which problems the run is tested on; accuracies on others say nothing."""
+        return frozenset(
+            (key, value)
+            for key, value in self.params.items()
+            if key == "eval.max_examples"
+            or (key.startswith("task.") and not key.startswith(NOT_TEST))
+        )
 
     @property
     def steps(self) -> int:
@@ -203,13 +220,21 @@ def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:
     return min((end[0] for end in ends if end), default=None)
 
 
-def on_front(groups: list[Group]) -> list[bool]:
-    """Which groups no other beats in final accuracy and NFE together; False without the two."""
-    ends = [(group.figure("NFE"), group.accuracy("last")) for group in groups]
-    places = [i for i, (nfe, accuracy) in enumerate(ends) if nfe is not None and accuracy]
-    points = [(nfe, accuracy.value) for nfe, accuracy in ends if nfe is not None and accuracy]
-    front = dict(zip(places, pareto_front(points), strict=True))
-    return [front.get(i, False) for i in range(len(groups))]
+def by_test_set(groups: list[Group]) -> list[list[Group]]:
+    """The groups that have numbers, those with the same test problems together."""
+    found: dict[frozenset[tuple[str, str]], list[Group]] = {}
+    for group in groups:
+        if group.shown:
+            found.setdefault(group.shown[0].test_set, []).append(group)
+    return list(found.values())
+
+
+def pareto(groups: list[Group]) -> list[Group]:
+    """Of groups with the same test problems those that no other beats in accuracy and NFE."""
+    ends = [(group, group.figure("NFE"), group.accuracy("last")) for group in groups]
+    known = [(g, nfe, accuracy.value) for g, nfe, accuracy in ends if nfe is not None and accuracy]
+    front = pareto_front([(nfe, accuracy) for _, nfe, accuracy in known])
+    return [group for (group, _, _), on in zip(known, front, strict=True) if on]
 
 
 def grouped(runs: list[RunRecord]) -> list[Group]:

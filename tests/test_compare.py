@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from matplotlib.figure import Figure
 
-from drift.charts import looks, smooth
+from drift.charts import accuracy_over_nfe, looks, smooth
 from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.errors import ConfigError
@@ -135,6 +136,34 @@ def test_the_settings_on_the_front_are_marked() -> None:
     comparison = Comparison("s", [best, beaten, fast, waiting])
     assert comparison.columns()[-1] == "front"
     assert [comparison.row(group)[-1] for group in comparison.groups] == ["*", "", "*", ""]
+
+
+def test_findings_and_front_compare_runs_with_the_same_test_problems() -> None:
+    """Sudoku is harder: its best setting has to be told, and not by countdown's."""
+    runs: list[RunRecord] = []
+    for task, more in (("countdown", 0.3), ("sudoku", 0.0)):
+        for masking, accuracy in (("all", 0.3), ("random", 0.5)):
+            run = make_run(accuracies=(0.1, accuracy + more))
+            run.params.update(
+                {"task.name": task, "task.prompt": masking, "task.reward.format": task}
+            )
+            runs.append(replace(run, settings={"task": task, "masking": masking}))
+    comparison = Comparison("s", runs)
+    assert [comparison.row(group)[-1] for group in comparison.groups] == ["", "*", "", "*"]
+    *found, said = comparison.findings()
+    best = [line.split(": ", 1)[1].split(", ")[0] for line in found]
+    assert best == ["task=countdown masking=random", "task=sudoku masking=random"] * 2
+    assert all(
+        f"next {name.replace('random', 'all')}" in line
+        for name, line in zip(best, found, strict=True)
+    )
+    assert said.startswith("The settings have 2 sets of test problems")
+    figure = Figure()
+    accuracy_over_nfe(figure.subplots(), comparison.groups)
+    (axes,) = figure.axes
+    fronts = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert [list(line.get_ydata()) for line in fronts] == [[0.8], [0.5]]
+    assert axes.get_legend_handles_labels()[1].count("Pareto front") == 1
 
 
 def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:

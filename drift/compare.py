@@ -14,6 +14,7 @@ from typing import Any
 
 from drift.cli import run_command
 from drift.config import CompareConfig, MlflowConfig
+from drift.differences import differing, unnamed
 from drift.errors import ConfigError
 from drift.files import write_json
 from drift.runs import (
@@ -50,12 +51,13 @@ class Comparison:
         self.title = title
         self.runs = runs
         self.groups = grouped(runs)
-        self.known = [run for run in runs if run.lines] or runs[:1]  # with all their params
         self.test_sets = by_test_set(self.groups)
         self.front = [group for same in self.test_sets for group in pareto(same)]
         self.settings = list(runs[0].settings)
         counted = [run for group in self.groups for run in group.runs]
         self.ends = {axis: horizon(counted, axis) for axis in SPEEDS}
+        shown = [run for group in self.groups for run in group.shown] or counted[:1]
+        self.compared = [run.compared for run in shown]  # of others not all is known
 
     def columns(self) -> list[str]:
         speeds = [f"mean to {end:.0f} {SPEEDS[axis]}" for axis, end in self.ends.items() if end]
@@ -97,6 +99,13 @@ class Comparison:
 
     def cautions(self) -> Iterator[str]:
         """What the numbers leave out, or hide."""
+        told: set[str] = set()
+        for group in self.groups:
+            if hidden := unnamed([run.compared for run in group.shown], self.settings):
+                told.update(hidden)
+                yield f"Runs of {group.label} differ in more than the seed: {listed(hidden)}."
+        if hidden := [key for key in unnamed(self.compared, self.settings) if key not in told]:
+            yield f"Settings differ in more than their columns: {listed(hidden)}."
         if len(self.test_sets) > 1:
             yield (
                 f"The settings have {len(self.test_sets)} sets of test problems: the findings and "
@@ -122,8 +131,7 @@ class Comparison:
             "the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
             "front: * where no other setting with the same test problems has both a final accuracy "
-            "as high and an NFE as low "
-            "(Pareto front of the means; intervals are not asked).",
+            "as high and an NFE as low (Pareto front of the means; intervals are not asked).",
         ]
 
     def counts(self) -> str:
@@ -133,12 +141,17 @@ class Comparison:
 
     def shared(self) -> list[tuple[str, str]]:
         """Settings that all runs have in common."""
-        first, *others = [run.compared for run in self.known]
+        apart = differing(self.compared)
+        return [item for item in sorted(self.compared[0].items()) if item[0] not in apart]
+
+    def differences(self) -> list[tuple[str, list[str]]]:
+        """Settings that are neither shared nor columns: the values in each group."""
         return [
-            (key, value)
-            for key, value in sorted(first.items())
-            if all(own.get(key) == value for own in others)
-        ]
+            (key, [" | ".join(dict.fromkeys(run.compared.get(key, "") for run in group.shown))
+                   for group in self.groups])
+            for key in differing(self.compared)
+            if key not in self.settings
+        ]  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         rows = [dict(zip(self.columns(), self.row(group), strict=True)) for group in self.groups]
@@ -194,6 +207,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
         rows=rows,
         charts=[(chart.title, svg(chart, comparison.groups)) for chart in CHARTS],
         runs=[run_row(run) for run in comparison.runs],
+        differences=comparison.differences(),
         shared=comparison.shared(),
         address=address,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.config import MlflowConfig
+from drift.differences import comparable, telling, tested_on
 from drift.errors import ConfigError
 from drift.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
@@ -19,15 +20,6 @@ METRICS = (
     "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "rollout/drawn_prompts",
     "mem/peak_gib",
     *(f"time/{phase}_s" for phase in PHASES),
-)  # fmt: skip
-CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
-PRIVATE = ("output_dir", "seed", "tracking.")  # no settings to compare runs by
-NOT_TEST = tuple(  # of a task: without influence on which test problems it has
-    f"task.{name}" for name in (
-        "prompt", "system", "gen_length", "block_length", "long_prompts", "reward.", "train_size",
-        "validation_size", "files.train", "files.validation", "workers", "time_limit_s",
-        "memory_mb", "partial", "allow_unsafe",
-    )
 )  # fmt: skip
 SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
@@ -67,18 +59,8 @@ class RunRecord:
     @property
     def compared(self) -> dict[str, str]:
         """The params that runs are compared by; of `resume` only a checkpoint of another run."""
-        own = {key: value for key, value in self.params.items() if not key.startswith(PRIVATE)}
+        own = comparable(self.params)
         return own if self.branched else {**own, "resume": "auto"}
-
-    @property
-    def test_set(self) -> frozenset[tuple[str, str]]:
-        """What decides which problems the run is tested on; accuracies on others say nothing."""
-        return frozenset(
-            (key, value)
-            for key, value in self.params.items()
-            if key == "eval.max_examples"
-            or (key.startswith("task.") and not key.startswith(NOT_TEST))
-        )
 
     @property
     def steps(self) -> int:
@@ -225,7 +207,7 @@ def by_test_set(groups: list[Group]) -> list[list[Group]]:
     found: dict[frozenset[tuple[str, str]], list[Group]] = {}
     for group in groups:
         if group.shown:
-            found.setdefault(group.shown[0].test_set, []).append(group)
+            found.setdefault(tested_on(group.shown[0].params), []).append(group)
     return list(found.values())
 
 
@@ -353,22 +335,6 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
         replace(run, settings={key: own.get(key, "") for key in keys})
         for run, own in zip(runs, compared, strict=True)
     ]
-
-
-def telling(params: list[dict[str, str]]) -> list[str]:
-    """The settings that tell runs apart, as few as do it.
-
-    `masking.num_views` is left out where it differs only with `masking.strategy`.
-    """
-    names = {key for own in params for key in own}
-    first = [name for name in CHOICES if name in names]
-    chosen: list[str] = []
-    apart = 1
-    for name in [*first, *sorted(names - set(first), key=lambda name: ("." in name, name))]:
-        kinds = len({tuple(own.get(key) for key in [*chosen, name]) for own in params})
-        if kinds > apart:
-            chosen, apart = [*chosen, name], kinds
-    return chosen
 
 
 def summary_of(client: Any, run_id: str) -> dict[str, Any]:

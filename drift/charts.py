@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from drift.runs import Curve, Group, on_front
+from drift.runs import Curve, Group, by_test_set, pareto
 from drift.tracking import PHASES, shortened
 
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
@@ -134,20 +134,19 @@ def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
 def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
     """Where each group ends: test accuracy with its interval against network evaluations.
 
-    A line with rings joins the groups on the Pareto front.
+    A line with rings joins the groups on the Pareto front, one for each set of test problems.
     """
-    ends = [
-        (group.figure("NFE"), group.accuracy("last"))
-        for group, front in zip(groups, on_front(groups), strict=True)
-        if front
-    ]
-    front = sorted((nfe, accuracy.value) for nfe, accuracy in ends if nfe is not None and accuracy)
-    if len(groups) > 1 and front:
-        axes.plot(
-            [nfe for nfe, _ in front], [value for _, value in front], color="#999999",
-            linewidth=1, marker="o", markersize=11, markerfacecolor="none", zorder=1,
-            drawstyle="steps-post", label="Pareto front",
-        )  # fmt: skip
+    label = "Pareto front"
+    for same in by_test_set(groups):
+        ends = [(group.figure("NFE"), group.accuracy("last")) for group in pareto(same)]
+        front = sorted((nfe, last.value) for nfe, last in ends if nfe is not None and last)
+        if len(same) > 1 and front:
+            axes.plot(
+                [nfe for nfe, _ in front], [value for _, value in front], color="#999999",
+                linewidth=1, marker="o", markersize=11, markerfacecolor="none", zorder=1,
+                drawstyle="steps-post", label=label,
+            )  # fmt: skip
+            label = "_"  # the legend has it once
     for group, look in zip(groups, looks(groups), strict=True):
         accuracy, nfe = group.accuracy("last"), group.figure("NFE")
         if accuracy is None or nfe is None:

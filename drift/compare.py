@@ -6,33 +6,42 @@ results.json. Runs that differ in their seed alone are one setting, shown with 9
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from drift.cli import run_command
 from drift.config import CompareConfig, MlflowConfig
+from drift.differences import differing, unnamed
 from drift.errors import ConfigError
 from drift.files import write_json
 from drift.runs import (
     FIGURES,
-    PRIVATE,
     REPORT_TAG,
     Group,
     RunRecord,
+    by_test_set,
     from_experiment,
     from_sweep,
     grouped,
     horizon,
-    on_front,
+    pareto,
 )
-from drift.stores import HTTP, comparison_address, open_experiment, ui_command
+from drift.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
 
 ACCURACIES = {"first": "before", "last": "final", "best": "best (validation)"}
 FORMATS = {"steps": ".0f", "seconds": ".0f", "tokens/s": ".0f", "NFE": ".1f", "peak GiB": ".2f"}
 SPEEDS = {"seconds": "s", "samples": "samples"}
 log = logging.getLogger("drift")
+
+
+def listed(items: Iterable[str], most: int = 6) -> str:
+    """`a, b, c and 4 more`."""
+    words = list(items)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 class Comparison:
@@ -42,11 +51,13 @@ class Comparison:
         self.title = title
         self.runs = runs
         self.groups = grouped(runs)
-        self.front = [
-            group for group, front in zip(self.groups, on_front(self.groups), strict=True) if front
-        ]
+        self.test_sets = by_test_set(self.groups)
+        self.front = [group for same in self.test_sets for group in pareto(same)]
         self.settings = list(runs[0].settings)
-        self.ends = {axis: horizon(runs, axis) for axis in SPEEDS}
+        counted = [run for group in self.groups for run in group.runs]
+        self.ends = {axis: horizon(counted, axis) for axis in SPEEDS}
+        shown = [run for group in self.groups for run in group.shown] or counted[:1]
+        self.compared = [run.compared for run in shown]  # of others not all is known
 
     def columns(self) -> list[str]:
         speeds = [f"mean to {end:.0f} {SPEEDS[axis]}" for axis, end in self.ends.items() if end]
@@ -67,10 +78,13 @@ class Comparison:
             "*" if group in self.front else "",
         ]
 
-    def findings(self) -> Iterator[str]:
-        """Which setting learns fastest, and whether the intervals say so."""
-        for axis, end in self.ends.items():
-            found = [(g.label, s) for g in self.groups if end and (s := g.speed(axis, end))]
+    def findings(self) -> list[str]:
+        return [*self.fastest(), *self.cautions()]
+
+    def fastest(self) -> Iterator[str]:
+        """Which setting learns fastest on each test set, and whether the intervals say so."""
+        for (axis, end), same in product(self.ends.items(), self.test_sets):
+            found = [(g.label, s) for g in same if end and (s := g.speed(axis, end))]
             if len(found) < 2:
                 continue
             (name, best), (second, other) = sorted(found, key=lambda f: -f[1].value)[:2]
@@ -81,6 +95,28 @@ class Comparison:
             yield (
                 f"Highest mean validation accuracy over the first {end:.0f} {SPEEDS[axis]} "
                 f"of training: {name}, {best}; next {second}, {other} ({verdict})."
+            )
+
+    def cautions(self) -> Iterator[str]:
+        """What the numbers leave out, or hide."""
+        told: set[str] = set()
+        for group in self.groups:
+            if hidden := unnamed([run.compared for run in group.shown], self.settings):
+                told.update(hidden)
+                yield f"Runs of {group.label} differ in more than the seed: {listed(hidden)}."
+        if hidden := [key for key in unnamed(self.compared, self.settings) if key not in told]:
+            yield f"Settings differ in more than their columns: {listed(hidden)}."
+        if len(self.test_sets) > 1:
+            yield (
+                f"The settings have {len(self.test_sets)} sets of test problems: the findings and "
+                "the front compare those with the same problems."
+            )
+        if left_out := [run.label for group in self.groups for run in group.left_out]:
+            yield f"Left out, another run has the same settings and seed: {listed(left_out)}."
+        if branches := [run for run in self.runs if run.branched]:
+            yield (
+                "Not compared by seconds and samples, since they begin at a checkpoint of another "
+                f"run: {listed(f'{run.label} at step {run.lines[0][STEP]}' for run in branches)}."
             )
 
     def notes(self) -> list[str]:
@@ -94,8 +130,8 @@ class Comparison:
             "Curves: mean over seeds, the reward's a running mean of 5 steps; bands reach from "
             "the lowest to the highest seed.",
             "NFE: network evaluations of a completion at the last evaluation.",
-            "front: * where no other setting has both a final accuracy as high and an NFE as low "
-            "(Pareto front of the means; intervals are not asked).",
+            "front: * where no other setting with the same test problems has both a final accuracy "
+            "as high and an NFE as low (Pareto front of the means; intervals are not asked).",
         ]
 
     def counts(self) -> str:
@@ -105,16 +141,21 @@ class Comparison:
 
     def shared(self) -> list[tuple[str, str]]:
         """Settings that all runs have in common."""
-        known = [run.params for run in self.runs if run.lines] or [self.runs[0].params]
+        apart = differing(self.compared)
+        return [item for item in sorted(self.compared[0].items()) if item[0] not in apart]
+
+    def differences(self) -> list[tuple[str, list[str]]]:
+        """Settings that are neither shared nor columns: the values in each group."""
         return [
-            (key, value)
-            for key, value in sorted(known[0].items())
-            if not key.startswith(PRIVATE) and all(own.get(key) == value for own in known)
-        ]
+            (key, [" | ".join(dict.fromkeys(run.compared.get(key, "") for run in group.shown))
+                   for group in self.groups])
+            for key in differing(self.compared)
+            if key not in self.settings
+        ]  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         rows = [dict(zip(self.columns(), self.row(group), strict=True)) for group in self.groups]
-        return {"title": self.title, "settings": rows, "findings": list(self.findings())}
+        return {"title": self.title, "settings": rows, "findings": self.findings()}
 
     def markdown(self) -> str:
         lines = [self.columns(), ["---"] * len(self.columns()), *map(self.row, self.groups)]
@@ -158,7 +199,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
     page = template().render(
         title=comparison.title,
         counts=comparison.counts(),
-        findings=list(comparison.findings()),
+        findings=comparison.findings(),
         notes=comparison.notes(),
         columns=comparison.columns(),
         num_settings=len(comparison.settings or ["run"]),
@@ -166,6 +207,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
         rows=rows,
         charts=[(chart.title, svg(chart, comparison.groups)) for chart in CHARTS],
         runs=[run_row(run) for run in comparison.runs],
+        differences=comparison.differences(),
         shared=comparison.shared(),
         address=address,
     )

@@ -1,13 +1,15 @@
 """Runs that are done, read back to be compared: from the folders of a sweep, or from MLflow."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from drift.config import MlflowConfig
+from drift.differences import comparable, telling, tested_on
 from drift.errors import ConfigError
 from drift.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
@@ -19,10 +21,10 @@ METRICS = (
     "mem/peak_gib",
     *(f"time/{phase}_s" for phase in PHASES),
 )  # fmt: skip
-CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
-PRIVATE = ("output_dir", "resume", "seed", "tracking.")  # no settings to compare runs by
+SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
+log = logging.getLogger("drift")
 
 Curve = tuple[list[float], list[float]]
 
@@ -46,14 +48,28 @@ class RunRecord:
         return self.params.get("seed", "")
 
     @property
+    def label(self) -> str:
+        return f"{self.name} ({self.run_id[:8]})" if self.run_id else self.name
+
+    @property
+    def branched(self) -> bool:
+        """Whether it began at a checkpoint of another run: the steps before are not its own."""
+        return bool(self.lines) and self.lines[0][STEP] > 0
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """The params that runs are compared by; of `resume` only a checkpoint of another run."""
+        own = comparable(self.params)
+        return own if self.branched else {**own, "resume": "auto"}
+
+    @property
     def steps(self) -> int:
         return max((line[STEP] for line in self.lines), default=0)
 
     @property
     def samples(self) -> list[float]:
         """Completions up to each line; dynamic sampling logs how many prompts it drew."""
-        keys = ("rollout.prompts_per_step", "rollout.group_size")
-        prompts, group = (int(self.params[key]) for key in keys)
+        prompts, group = (int(self.params[key]) for key in SAMPLED)
         extra = accumulate(
             line.get("rollout/drawn_prompts", prompts) - prompts for line in self.lines
         )
@@ -69,10 +85,16 @@ class RunRecord:
         return list(accumulate(spent))
 
     def curve(self, metric: str, axis: str) -> Curve:
-        """The metric over steps, seconds (of training) or samples, where it was logged."""
-        places = self.samples if axis == "samples" else self.seconds
+        """The metric over steps, seconds (of training) or samples, where it was logged.
+
+        A branch has curves over steps only: what the steps before it took is not in its lines.
+        """
         if axis == "steps":
             places = [float(line[STEP]) for line in self.lines]
+        elif self.branched:
+            return [], []
+        else:
+            places = self.samples if axis == "samples" else self.seconds
         found = [
             (x, line[metric]) for x, line in zip(places, self.lines, strict=True) if metric in line
         ]
@@ -118,6 +140,7 @@ class Group:
 
     settings: dict[str, str]
     runs: list[RunRecord]
+    left_out: list[RunRecord] = field(default_factory=list[RunRecord])  # of the same seeds
 
     @property
     def label(self) -> str:
@@ -179,21 +202,45 @@ def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:
     return min((end[0] for end in ends if end), default=None)
 
 
-def on_front(groups: list[Group]) -> list[bool]:
-    """Which groups no other beats in final accuracy and NFE together; False without the two."""
-    ends = [(group.figure("NFE"), group.accuracy("last")) for group in groups]
-    places = [i for i, (nfe, accuracy) in enumerate(ends) if nfe is not None and accuracy]
-    points = [(nfe, accuracy.value) for nfe, accuracy in ends if nfe is not None and accuracy]
-    front = dict(zip(places, pareto_front(points), strict=True))
-    return [front.get(i, False) for i in range(len(groups))]
+def by_test_set(groups: list[Group]) -> list[list[Group]]:
+    """The groups that have numbers, those with the same test problems together."""
+    found: dict[frozenset[tuple[str, str]], list[Group]] = {}
+    for group in groups:
+        if group.shown:
+            found.setdefault(tested_on(group.shown[0].params), []).append(group)
+    return list(found.values())
+
+
+def pareto(groups: list[Group]) -> list[Group]:
+    """Of groups with the same test problems those that no other beats in accuracy and NFE."""
+    ends = [(group, group.figure("NFE"), group.accuracy("last")) for group in groups]
+    known = [(g, nfe, accuracy.value) for g, nfe, accuracy in ends if nfe is not None and accuracy]
+    front = pareto_front([(nfe, accuracy) for _, nfe, accuracy in known])
+    return [group for (group, _, _), on in zip(known, front, strict=True) if on]
 
 
 def grouped(runs: list[RunRecord]) -> list[Group]:
-    """Runs of the same settings together, in the order in which the settings appear."""
-    groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
+    """Runs of the same settings together, in the order in which the settings appear.
+
+    The same seed again is no independent run: the newest that finished stands for it.
+
+    Args:
+        runs: the oldest first.
+    """
+
+    def worth(run: RunRecord) -> tuple[bool, bool]:
+        return run.status == "finished", bool(run.lines)
+
+    groups: dict[tuple[tuple[str, str], ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
-        groups.setdefault(tuple(run.settings.items()), []).append(run)
-    return [Group(settings=dict(key), runs=members) for key, members in groups.items()]
+        groups.setdefault(tuple(run.settings.items()), {}).setdefault(run.seed, []).append(run)
+    found: list[Group] = []
+    for key, by_seed in groups.items():
+        ranked = [sorted(same, key=worth) for same in by_seed.values()]  # equal ones stay in order
+        left_out = [run for same in ranked for run in same[:-1]]
+        chosen = [same[-1] for same in ranked]
+        found.append(Group(settings=dict(key), runs=chosen, left_out=left_out))
+    return found
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -236,16 +283,21 @@ def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
     return runs, store
 
 
-def is_training(tags: dict[str, str]) -> bool:
-    """Whether an MLflow run is of drift.train: no report, no evaluation of checkpoints."""
-    return REPORT_TAG not in tags and tags.get("kind") != "eval"
+def is_training(run: Any) -> bool:
+    """Whether an MLflow run is of drift.train; one that Drift did not write is named."""
+    if REPORT_TAG in run.data.tags or run.data.tags.get("kind") == "eval":
+        return False
+    if lacking := [key for key in SAMPLED if key not in run.data.params]:
+        name, run_id = run.info.run_name, run.info.run_id
+        log.warning("left out: %s (%s), which has no param %s", name, run_id, lacking[0])
+    return not lacking
 
 
 def from_experiment(config: MlflowConfig) -> list[RunRecord]:
     """The runs of an MLflow experiment, the oldest first.
 
     Raises:
-        ConfigError: the store has no such experiment, or no run in it.
+        ConfigError: the store has no such experiment, or no run of drift.train in it.
     """
     client, experiment = find_experiment(config)
     found: list[Any] = []
@@ -255,22 +307,20 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
             [experiment], "", order_by=["attributes.start_time ASC"], max_results=PAGE,
             page_token=token,
         )  # fmt: skip
-        found += [run for run in page if is_training(run.data.tags)]
+        found += [run for run in page if is_training(run)]
         token = page.token
         if not token:
             break
     if not found:
-        raise ConfigError(f"experiment={config.experiment} has no runs in {config.uri}")
-    params = [dict(run.data.params) for run in found]
-    keys = telling(params)
+        raise ConfigError(f"experiment={config.experiment} has no training runs in {config.uri}")
     runs: list[RunRecord] = []
-    for run, own in zip(found, params, strict=True):
+    for run in found:
         summary = summary_of(client, run.info.run_id)
         runs.append(
             RunRecord(
                 name=run.info.run_name,
-                settings={key: own.get(key, "") for key in keys},
-                params=own,
+                settings={},
+                params=dict(run.data.params),
                 status=summary.get("status", run.info.status.lower()),
                 error=summary.get("error"),
                 lines=lines_of(client, run),
@@ -279,23 +329,12 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
                 run_id=run.info.run_id,
             )
         )
-    return runs
-
-
-def telling(params: list[dict[str, str]]) -> list[str]:
-    """The settings that tell runs apart, as few as do it.
-
-    `masking.num_views` is left out where it differs only with `masking.strategy`.
-    """
-    names = {key for own in params for key in own if not key.startswith(PRIVATE)}
-    first = [name for name in CHOICES if name in names]
-    chosen: list[str] = []
-    apart = 1
-    for name in [*first, *sorted(names - set(first), key=lambda name: ("." in name, name))]:
-        kinds = len({tuple(own.get(key) for key in [*chosen, name]) for own in params})
-        if kinds > apart:
-            chosen, apart = [*chosen, name], kinds
-    return chosen
+    compared = [run.compared for run in runs]
+    keys = telling(compared)
+    return [
+        replace(run, settings={key: own.get(key, "") for key in keys})
+        for run, own in zip(runs, compared, strict=True)
+    ]
 
 
 def summary_of(client: Any, run_id: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from drift.charts import looks, smooth
 from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.errors import ConfigError
-from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon, telling
+from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon
 from drift.stats import mean_height, pareto_front, t_interval, wilson
 from drift.stores import comparison_address, open_experiment
 from drift.tracking import Tracker
@@ -159,16 +159,6 @@ def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:
     assert speed.ci95 is None
 
 
-def test_settings_that_tell_runs_apart_are_as_few_as_do_it() -> None:
-    params = [
-        {"masking.num_views": "1", "masking.strategy": "all", "seed": "0", "output_dir": "a"},
-        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "0", "output_dir": "b"},
-        {"masking.num_views": "2", "masking.strategy": "coupled", "seed": "1", "optim.lr": "1"},
-    ]
-    assert telling(params) == ["masking.strategy", "optim.lr"]
-    assert telling(params[:1]) == []
-
-
 def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:
     fast = [make_run("coupled", seed, accuracies=(0.2, 0.6 + seed / 100, 0.8)) for seed in (0, 1)]
     slow = [make_run("all", seed, accuracies=(0.2, 0.2 + seed / 100, 0.4)) for seed in (0, 1)]
@@ -258,7 +248,7 @@ def store_runs(folder: Path) -> MlflowConfig:
 
 
 def test_an_experiment_is_read_back_from_mlflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = store_runs(tmp_path)
     runs = from_experiment(store)
@@ -276,8 +266,12 @@ def test_an_experiment_is_read_back_from_mlflow(
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
     client, experiment = open_experiment(store)
     client.create_run(experiment, tags={"kind": "eval"})  # of drift.eval, in the same experiment
+    note = client.create_run(experiment, run_name="note").info.run_id  # of somebody else
+    client.set_terminated(note)
     monkeypatch.setattr("drift.runs.PAGE", 1)
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
+    said = f"left out: note ({note}), which has no param rollout.prompts_per_step"
+    assert caplog.messages == [said]
     (report,) = client.search_runs([experiment], filter_string="tags.compare = 'all of it'")
     assert [f.path for f in client.list_artifacts(report.info.run_id)] == ["summary.json"]
 

@@ -27,6 +27,8 @@ def report(tmp_path: Path) -> Path:
         for name in ("all", "coupled", "x" * 80)
         for seed in (0, 1)
     ]
+    for number, run in enumerate(runs):
+        run.params["optim.lr"] = str(number // 2)
     return write_report(tmp_path, Comparison(LONG, runs), None)[0]
 
 
@@ -60,6 +62,7 @@ def test_the_report_can_be_read_on_a_desk_and_on_a_phone(page: "Page", report: P
     assert width == view  # wide tables scroll in their own frame
     assert page.locator("#groups tbody tr").count() == 3
     assert page.locator("#runs tbody tr").count() == 6
+    assert page.locator("#differences tbody td").all_inner_texts() == ["optim.lr", "0", "1", "2"]
     pictures = page.locator("figure svg")
     assert pictures.count() == 8
     for number in range(8):

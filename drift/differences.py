@@ -1,0 +1,74 @@
+"""What runs differ in: settings that tell them apart, and those that decide their test problems.
+
+Settings are a run's params, flat: {"masking.strategy": "all", "optim.lr": "0.0002", ...}.
+"""
+
+Settings = dict[str, str]
+
+CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
+BOOKKEEPING = ("checkpoint.", "cluster", "eval.every", "traces.")  # nothing is learned by them
+PRIVATE = ("output_dir", "seed", "tracking.")  # no settings to compare runs by
+NOT_TEST = tuple(  # of a task: without influence on which test problems it has
+    f"task.{name}" for name in (
+        "prompt", "system", "gen_length", "block_length", "long_prompts", "reward.", "train_size",
+        "validation_size", "files.train", "files.validation", "workers", "time_limit_s",
+        "memory_mb", "partial", "allow_unsafe",
+    )
+)  # fmt: skip
+
+
+def comparable(params: Settings) -> Settings:
+    """Without what says nothing of a run's results."""
+    return {key: value for key, value in params.items() if not key.startswith(PRIVATE)}
+
+
+def tested_on(params: Settings) -> frozenset[tuple[str, str]]:
+    """What decides which problems a run is tested on: accuracies on others do not compare."""
+    return frozenset(
+        (key, value)
+        for key, value in params.items()
+        if key == "eval.max_examples" or (key.startswith("task.") and not key.startswith(NOT_TEST))
+    )
+
+
+def importance(key: str) -> tuple[int, bool, bool, str]:
+    """Sorts settings: choices, then names of config groups, what is learned with, bookkeeping."""
+    place = CHOICES.index(key) if key in CHOICES else len(CHOICES)
+    return place, key.startswith(BOOKKEEPING), "." in key, key
+
+
+def differing(settings: list[Settings]) -> list[str]:
+    """The keys whose values are not the same in all, the most important first."""
+    keys = {key for own in settings for key in own}
+    return sorted((k for k in keys if len({own.get(k) for own in settings}) > 1), key=importance)
+
+
+def unnamed(settings: list[Settings], columns: list[str]) -> list[str]:
+    """Of `differing` what may tell in the results, and columns do not name.
+
+    Without bookkeeping, without what only some options have (`masking.ratio`), and without a
+    column's choice under its other name (`masking` and `masking.strategy`).
+    """
+    groups = {name.partition(".")[0] for name in columns}
+    return [
+        key
+        for key in differing(settings)
+        if key not in columns
+        and not key.startswith(BOOKKEEPING)
+        and all(key in own for own in settings)
+        and not (key.partition(".")[0] in groups and (key in CHOICES or "." not in key))
+    ]
+
+
+def telling(settings: list[Settings]) -> list[str]:
+    """The settings that tell runs apart, as few as do it.
+
+    `masking.num_views` is left out where it differs only with `masking.strategy`.
+    """
+    chosen: list[str] = []
+    apart = 1
+    for name in sorted({key for own in settings for key in own}, key=importance):
+        kinds = len({tuple(own.get(key) for key in [*chosen, name]) for own in settings})
+        if kinds > apart:
+            chosen, apart = [*chosen, name], kinds
+    return chosen

@@ -6,6 +6,7 @@ costs a warning; it gets what it lacks when it can be reached again, while the r
 by `python -m drift.track sync FOLDER`, which needs nothing but the run's folder.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -121,9 +122,10 @@ class Tracker:
             self.upload()
 
     def forget(self) -> None:
-        """Let the next start open a new run in the store."""
-        for name in ("mlflow_run_id", "wandb_run_id"):
-            (self.folder / name).unlink(missing_ok=True)
+        """Let the next start open a new run in every store; those before stay as they are."""
+        for path in self.folder.glob("*_run_id*"):
+            log.info("tracking: a new run; %s keeps what it has", path.read_text().strip())
+            path.unlink()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one step; a step that the store already has (a resumed run) is not sent again."""
@@ -157,7 +159,8 @@ class Tracker:
         self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
         with self._tolerant():
             if self.store is None:
-                self.store = open_store(self.config, self.folder, self._card)
+                file = id_file(self.folder, self.config)
+                self.store = open_store(self.config, file, self._card)
             known = self.store.known_through
             self._lines = [line for line in self._lines if line[STEP] > known]
             if self._lines:
@@ -252,7 +255,8 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
     tracker.open(card)
     tracker.log_files([folder / name for name in SYNCED if (folder / name).exists()])
     whole = tracker.finish(status.get(summary.get("status", ""), "KILLED"))
-    if whole and summary and summary.get("mlflow_run_id") != tracker.mlflow_run_id:
+    is_own = id_file(folder, config) == id_file(folder, own)
+    if whole and is_own and summary and summary["mlflow_run_id"] != tracker.mlflow_run_id:
         write_json(path, summary | {"mlflow_run_id": tracker.mlflow_run_id})
     return "up to date" if whole else "the store cannot be reached", steps
 
@@ -268,6 +272,20 @@ def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
         return Card(**content["card"]), config
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not written by this version of drift: {error}") from None
+
+
+def id_file(folder: Path, config: TrackingConfig) -> Path:
+    """Where a run's id in a store is kept: each store has a file, the run's own the plain name."""
+    name, place = f"{config.backend}_run_id", place_of(config)
+    if place != place_of(read_card(folder)[1]):
+        name += "-" + hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:8]
+    return folder / name
+
+
+def place_of(config: TrackingConfig) -> dict[str, Any]:
+    """Which store it is, and where in it: the settings without those of how it is filled."""
+    settings = asdict(absolute(config))
+    return {key: settings[key] for key in settings.keys() - {"mode", "system_metrics"}}
 
 
 def is_running(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.errors import ConfigError, DataError
-from drift.files import is_locked, write_json
+from drift.files import is_locked, load_json, write_json
 from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time
@@ -28,7 +28,8 @@ UPLOAD_EVERY_S = 3.0
 MAX_PAUSE_S = 300.0  # between two tries to reach a store that fails
 CARD = "tracking.json"  # in a run's folder: its card and its store
 JOB = "job.json"  # in the folder of a sweep's job
-SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", "summary.json")
+CELL, SUMMARY = "cell.json", "summary.json"  # how an evaluation, and how a training run ended
+SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", SUMMARY, CELL)
 CONFIGS: dict[str, type[TrackingConfig]] = {
     TrackingBackend.mlflow: MlflowConfig,
     TrackingBackend.wandb: WandbConfig,
@@ -249,15 +250,17 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
     steps = len(tracker.metrics.lines())
     if is_running(folder):
         return "running", steps
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    status = {"finished": "FINISHED", "failed": "FAILED"}
+    summary, cell = (load_json(folder / name) for name in (SUMMARY, CELL))
+    files = [folder / name for name in SYNCED]
+    if cell:  # in results/cells/protocol/checkpoint
+        files.append(folder.resolve().parents[2] / "results.md")
+    status = "finished" if cell.get("summary") else summary.get("status", "")
     tracker.open(card)
-    tracker.log_files([folder / name for name in SYNCED if (folder / name).exists()])
-    whole = tracker.finish(status.get(summary.get("status", ""), "KILLED"))
+    tracker.log_files([path for path in files if path.exists()])
+    whole = tracker.finish({"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
     is_own = id_file(folder, config) == id_file(folder, own)
     if whole and is_own and summary and summary["mlflow_run_id"] != tracker.mlflow_run_id:
-        write_json(path, summary | {"mlflow_run_id": tracker.mlflow_run_id})
+        write_json(folder / SUMMARY, summary | {"mlflow_run_id": tracker.mlflow_run_id})
     return "up to date" if whole else "the store cannot be reached", steps
 
 

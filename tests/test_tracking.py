@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drift.cells import Cell, Progress
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.errors import ConfigError
 from drift.files import write_json
@@ -221,6 +222,23 @@ def test_a_copy_in_another_store_leaves_the_runs_own_alone(tmp_path: Path) -> No
         (only,) = client.search_runs([experiment])
         assert (only.info.status, only.data.metrics["a"]) == ("FINISHED", 0.5)
     assert (tmp_path / "mlflow_run_id").read_text() == summary["mlflow_run_id"]
+
+
+def test_an_evaluation_that_is_sent_later_is_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "cells" / "protocol" / "checkpoint"
+    folder.mkdir(parents=True)
+    (tmp_path / "results.md").write_text("# Evaluation")
+    Cell(folder, Progress(checkpoint="a", path="a", position=0, summary={"accuracy": 0.5})).save()
+    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), folder)
+    tracker.start("eval", {}, {"kind": "eval"}, done_step=-1)
+    tracker.log(0, {"eval/accuracy": 0.5})
+    tracker.finish("FINISHED")
+    assert sync(folder, config(tmp_path)) == ("up to date", 1)
+    client, experiment = open_experiment(config(tmp_path))
+    (only,) = client.search_runs([experiment])
+    assert only.info.status == "FINISHED"
+    names = {item.path for item in client.list_artifacts(only.info.run_id)}
+    assert names == {"cell.json", "metrics.jsonl", "results.md"}
 
 
 def wandb_history(folder: Path) -> dict[int, dict[str, float]]:

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ import torch
 from mlflow import MlflowClient
 
 from drift import rng
-from drift.cells import Cell, Progress
+from drift.cells import Cell, Progress, grader_code, protocol
 from drift.config import ClusterConfig, Dtype, Split
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import Completion, Problems, complete
 from drift.policy.loading import load_policy
-from drift.tasks import build_task
+from drift.tasks import TASKS, build_task
 from tests.conftest import ROOT, Run, read_lines, rollout_config
 from tests.test_config import composed, typed
 
@@ -218,6 +220,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.rglob("cells")) == []
+
+
+# ---- the protocol
+
+
+def test_every_source_that_grades_is_in_the_protocol_whatever_its_line_ends(tmp_path: Path) -> None:
+    def elsewhere() -> str:
+        code = "from drift import cells, tasks; print(cells.grader_code(tasks.TASKS['math']))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
+            env=environment() | {"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    shutil.copytree(ROOT / "drift", tmp_path / "drift", ignore=shutil.ignore_patterns("*.pyc"))
+    changed = tmp_path / "drift" / "graders" / "compare.py"
+    changed.write_bytes(changed.read_bytes().replace(b"\n", b"\r\n"))
+    assert elsewhere() == grader_code(TASKS["math"]) != grader_code(TASKS["code"])
+    changed.write_text(changed.read_text() + "\n# another grader\n")
+    assert elsewhere() != grader_code(TASKS["math"])
+
+
+def test_the_packages_that_grade_are_in_the_protocol() -> None:
+    config = typed(composed("task=math500", config="eval"))
+    content = protocol(config, build_task(config.task), [])
+    assert content["grader_packages"]["sympy"] == version("sympy")
+    assert None not in content["grader_packages"].values()
 
 
 # ---- a cell's files

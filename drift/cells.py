@@ -113,7 +113,7 @@ class Progress:
 
     checkpoint: str  # as the user wrote it
     path: str
-    position: int  # among the checkpoints of the command
+    position: int  # among the protocol's checkpoints; the others are compared with the first
     total: int = -1  # problems; -1 before they are encoded
     dropped: int = 0  # problems that are too long for the model's positions
     done: int = 0  # problems that are completed and saved
@@ -129,7 +129,7 @@ class Cell:
     """The files of a cell; the first rank alone writes."""
 
     def __init__(self, folder: Path, new: Progress | None = None):
-        """The cell that is in `folder`; `new` where there is none, and where it stands now.
+        """The cell that is in `folder`; `new` where there is none.
 
         Raises:
             CheckpointError: there is none, and nothing new; or cell.json is of another version.
@@ -143,8 +143,6 @@ class Cell:
             self.progress = Progress(**read_json(folder / CELL))
         except TypeError as error:
             raise CheckpointError(f"{folder / CELL} is of another version: {error}") from None
-        if new is not None:
-            self.progress.position = new.position
 
     @contextmanager
     def sole_user(self) -> Iterator[None]:
@@ -208,6 +206,13 @@ class Cell:
             row["views"] = row["views"] and [View(**view) for view in row["views"]]
             rows.append(TraceRow(**row))
         return rows
+
+
+def position_in(folder: Path, checkpoint: str) -> int:
+    """Behind the checkpoints that a protocol has; one that was changed keeps its place."""
+    there = [Cell(path.parent).progress for path in folder.glob(f"*/{CELL}")]
+    own = [cell.position for cell in there if cell.checkpoint == checkpoint]
+    return min(own, default=max((cell.position for cell in there), default=-1) + 1)
 
 
 def run_cell(

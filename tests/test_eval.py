@@ -17,11 +17,12 @@ import torch
 from mlflow import MlflowClient
 
 from drift import rng
-from drift.cells import Cell, Progress, grader_code, protocol
+from drift.cells import Cell, Progress, grader_code, position_in, protocol
 from drift.config import ClusterConfig, Dtype, Split
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import Completion, Problems, complete
+from drift.grid import done_cells
 from drift.policy.loading import load_policy
 from drift.tasks import TASKS, build_task
 from tests.conftest import ROOT, Run, read_lines, rollout_config
@@ -186,7 +187,7 @@ def test_two_ranks_find_what_one_finds_in_chunks_of_any_size(run: Run, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path, trained: Path) -> None:
     grid = ("-m", *FEW, "rollout.gen_length=16,32", "rollout.steps=8,16", "hydra.sweep.dir=grid")
     run("eval", *grid)
     first = results(tmp_path / "grid")
@@ -201,6 +202,10 @@ def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path) -> None:
     assert "sudoku" in done.stdout
     again = run("eval", *FEW, "rollout.steps=8", "results=grid", "hydra.run.dir=again")
     assert "finished, not run again" in again.stdout
+    run("eval", *FEW, f"checkpoints=[{trained}]", "rollout.steps=8", "results=grid",
+        "hydra.run.dir=more")  # fmt: skip
+    (pair,) = results(tmp_path / "grid")[0]["comparisons"]
+    assert (pair["first"], pair["second"]) == (first[0]["cells"][0]["checkpoint"], str(trained))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +278,17 @@ def test_a_cell_comes_back_as_it_was_saved(tmp_path: Path) -> None:
             pass
     again = Cell(tmp_path / "cell", new(position=3))
     assert again.read() == [line(0), line(1)]
-    assert (again.progress.done, again.progress.decode_s, again.progress.position) == (1, 0.5, 3)
+    assert (again.progress.done, again.progress.decode_s, again.progress.position) == (1, 0.5, 0)
+
+
+def test_a_checkpoint_that_comes_later_stands_behind(tmp_path: Path) -> None:
+    for folder in ("base-1", "a-new-1", "base-2"):
+        name = folder[:-2]  # the checkpoint of base-2 is base, with other files
+        position = position_in(tmp_path, name)
+        (tmp_path / folder).mkdir()
+        Cell(tmp_path / folder, new(checkpoint=name, position=position, summary={})).save()
+    found = [cell.progress for cell in done_cells(tmp_path)]
+    assert [(cell.checkpoint, cell.position) for cell in found] == [("base", 0), ("a-new", 1)]
 
 
 def test_a_cell_whose_completions_are_lost_is_made_again(tmp_path: Path) -> None:

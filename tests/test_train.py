@@ -164,6 +164,10 @@ def test_a_run_ends_when_its_training_time_is_spent(run: Run, tmp_path: Path) ->
     assert sum(spent[:-1]) < 1.5 <= sum(spent)
     assert summary["status"] == "finished"
     assert summary["steps"] == summary["eval"]["last"]["step"] == len(spent)
+    last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    rows = json.loads((tmp_path / "run" / "evals" / "last.json").read_text())["completions"]
+    assert last["eval/nfe"] == pytest.approx(sum(row["nfe"] for row in rows) / len(rows))
+    assert "eval/accuracy" not in last  # eval.every=0
     assert "is finished" in run("train", *settings, "max_training_s=1.5").stdout
     more = (f"num_steps={len(spent) + 2}", "max_training_s=1000")
     longer = run("train", *settings, *more).stdout

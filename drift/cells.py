@@ -24,8 +24,8 @@ from drift.config import EvalRunConfig
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError, DataError
 from drift.evaluation import Completion, Problems, complete
-from drift.files import file_digest, flush, write_json
-from drift.manifest import data_digest
+from drift.files import flush, write_json
+from drift.manifest import data_digest, installed
 from drift.policy.base import Policy
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
@@ -38,6 +38,7 @@ from drift.viewer import NUM_ALTERNATIVES, TraceRow, View, trace_rows
 COST_ONLY = {"prompts_per_step", "group_size", "weights", "max_rows"}
 NOT_GRADING = {"name", "prompt", "system", "files", "reward", "workers", "gen_length"}
 NOT_GRADING |= {"block_length", "long_prompts", "train_size", "validation_size", "test_size"}
+GRADERS = ("tasks", "graders", "sandbox")  # folders of drift/ whose code decides a grade
 CELL = "cell.json"
 END_RULE = "a row ends with the first block that holds a stop token"
 log = logging.getLogger("drift")
@@ -60,7 +61,8 @@ def protocol(config: EvalRunConfig, task: Task, examples: list[Example]) -> dict
         "prompt": config.task.prompt,
         "system": config.task.system,
         "grader": f"{kind.__module__}.{kind.__qualname__}",
-        "grader_file": file_digest(Path(inspect.getfile(kind)))["sha256"][:12],
+        "grader_code": grader_code(kind),
+        "grader_packages": {name: installed(name) for name in kind.packages},
         "grading": {key: settings[key] for key in sorted(settings.keys() - NOT_GRADING)},
         "decoding": {key: rollout[key] for key in sorted(rollout.keys() - COST_ONLY)},
         "end_rule": END_RULE,
@@ -70,6 +72,15 @@ def protocol(config: EvalRunConfig, task: Task, examples: list[Example]) -> dict
         "attention": config.model.attention,
     }
     return json.loads(json.dumps(content))  # enums as their values
+
+
+def grader_code(kind: type[Task]) -> str:
+    """12 letters of the SHA-256 of all source that grades a task, whatever its line ends."""
+    root = Path(__file__).parent
+    files = [path for name in GRADERS for path in sorted((root / name).rglob("*.py"))]
+    files.append(Path(inspect.getfile(kind)))  # the task may be a file of the user's
+    texts = (path.read_text(encoding="utf-8") for path in files)  # reads every line end as \n
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
 def digest(value: object) -> str:
@@ -102,7 +113,7 @@ class Progress:
 
     checkpoint: str  # as the user wrote it
     path: str
-    position: int  # among the checkpoints of the command
+    position: int  # among the protocol's checkpoints; the others are compared with the first
     total: int = -1  # problems; -1 before they are encoded
     dropped: int = 0  # problems that are too long for the model's positions
     done: int = 0  # problems that are completed and saved
@@ -118,7 +129,7 @@ class Cell:
     """The files of a cell; the first rank alone writes."""
 
     def __init__(self, folder: Path, new: Progress | None = None):
-        """The cell that is in `folder`; `new` where there is none, and where it stands now.
+        """The cell that is in `folder`; `new` where there is none.
 
         Raises:
             CheckpointError: there is none, and nothing new; or cell.json is of another version.
@@ -132,8 +143,6 @@ class Cell:
             self.progress = Progress(**read_json(folder / CELL))
         except TypeError as error:
             raise CheckpointError(f"{folder / CELL} is of another version: {error}") from None
-        if new is not None:
-            self.progress.position = new.position
 
     @contextmanager
     def sole_user(self) -> Iterator[None]:
@@ -197,6 +206,13 @@ class Cell:
             row["views"] = row["views"] and [View(**view) for view in row["views"]]
             rows.append(TraceRow(**row))
         return rows
+
+
+def position_in(folder: Path, checkpoint: str) -> int:
+    """Behind the checkpoints that a protocol has; one that was changed keeps its place."""
+    there = [Cell(path.parent).progress for path in folder.glob(f"*/{CELL}")]
+    own = [cell.position for cell in there if cell.checkpoint == checkpoint]
+    return min(own, default=max((cell.position for cell in there), default=-1) + 1)
 
 
 def run_cell(

@@ -31,7 +31,7 @@ log = logging.getLogger("drift")
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
-    from drift.cells import Cell, Progress, checkpoint_folder, protocol, protocol_name
+    from drift.cells import Cell, Progress, checkpoint_folder, position_in, protocol, protocol_name
     from drift.engine import Engine
     from drift.files import write_json
     from drift.grid import CELLS, PROTOCOL, group_of
@@ -51,8 +51,8 @@ def run(config: EvalRunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / PROTOCOL, content)
         log.info("protocol: %s", folder / PROTOCOL)
-    for position, (name, path) in enumerate(zip(names, paths, strict=True)):
-        new = Progress(checkpoint=name, path=str(path), position=position)
+    for name, path in zip(names, paths, strict=True):
+        new = Progress(checkpoint=name, path=str(path), position=position_in(folder, name))
         cell = Cell(folder / checkpoint_folder(name, path), new)
         if engine.agree(cell.progress.finished):
             log.info("%s: finished, not run again", name)

@@ -33,6 +33,11 @@ def write_json(path: Path, value: object) -> None:
     beside.replace(path)
 
 
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Wait until no other process of this machine is in a block with the same lock file.

@@ -156,7 +156,7 @@ def metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The finished cells of one protocol, in the order of the command's checkpoints."""
+    """The finished cells of one protocol, in the order in which they came."""
 
     protocol: dict[str, Any]
     cells: list[Progress]

@@ -62,13 +62,12 @@ class Store(Protocol):
 class MlflowStore:
     """An MLflow run, the same one after a restart."""
 
-    def __init__(self, config: MlflowConfig, folder: Path, card: Card):
+    def __init__(self, config: MlflowConfig, id_file: Path, card: Card):
         from mlflow.entities import Metric, RunStatus
 
         self.config = config
         self.where = ui_command(config)
         self.client, experiment = open_experiment(config)
-        id_file = folder / "mlflow_run_id"
         run_id = self._known_run(id_file)
         if run_id is None:
             run_id = str(self.client.create_run(experiment, run_name=card.name).info.run_id)
@@ -168,9 +167,8 @@ class WandbStore:
     newest one is whole; online the server says which steps it has.
     """
 
-    def __init__(self, config: WandbConfig, folder: Path, card: Card):
-        wandb = import_wandb()
-        id_file = folder / "wandb_run_id"
+    def __init__(self, config: WandbConfig, id_file: Path, card: Card):
+        wandb, folder = import_wandb(), id_file.parent
         known = id_file.read_text().strip() if id_file.exists() else None
         self._run = wandb.init(
             project=config.project,
@@ -211,14 +209,14 @@ class WandbStore:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
 
 
-def open_store(config: TrackingConfig, folder: Path, card: Card) -> Store:
-    """Open a run in the store of a config; see `Store`."""
-    return STORES[config.backend](config, folder, card)
+def open_store(config: TrackingConfig, id_file: Path, card: Card) -> Store:
+    """Open a run in the store of a config, the one whose id a file of the run's folder holds."""
+    return STORES[config.backend](config, id_file, card)
 
 
-def open_mlflow(config: Any, folder: Path, card: Card) -> Store:
+def open_mlflow(config: Any, id_file: Path, card: Card) -> Store:
     quiet_mlflow()
-    return MlflowStore(config, folder, card)
+    return MlflowStore(config, id_file, card)
 
 
 STORES: dict[TrackingBackend, Callable[[Any, Path, Card], Store]] = {

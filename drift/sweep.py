@@ -5,7 +5,6 @@ too. `sweep.json` in the sweep's folder is computed from them, on whatever machi
 written. A job that fails is noted and told, and the others go on; a finished one is not run again.
 """
 
-import json
 import logging
 import os
 import socket
@@ -21,7 +20,7 @@ from hydra.conf import HydraConf
 from drift import live, ranks
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.errors import ConfigError, PreemptedError
-from drift.files import is_locked, locked, write_json
+from drift.files import is_locked, load_json, locked, write_json
 from drift.preemption import RequeuedExit
 from drift.stores import open_experiment
 from drift.tracking import JOB, MetricsFile, is_running
@@ -68,11 +67,6 @@ def job_card(hydra: HydraConf) -> JobCard:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def is_dead(folder: Path, host: str | None) -> bool:
     """Whether nobody is at a job that was begun on this machine; of others nothing is known."""
     if host != socket.gethostname() or not (folder / LOCK).exists():
@@ -99,7 +93,7 @@ def plan(sweep: Path, command: str, swept: list[str], jobs: list[list[str]]) -> 
         ConfigError: the folder holds the jobs of another sweep.
     """
     begun[:] = [sweep]
-    before = read(sweep / SWEEP)
+    before = load_json(sweep / SWEEP)
     if before:
         old = [job["overrides"] for job in before["jobs"]]
         for num, (was, now) in enumerate(zip(old, jobs, strict=False)):
@@ -148,7 +142,7 @@ def refresh(sweep: Path, started: JobCard | None = None) -> dict[str, Any]:
         Its content.
     """
     with locked(sweep / ".sweep.lock"):
-        content = read(sweep / SWEEP)
+        content = load_json(sweep / SWEEP)
         if started is not None:
             entry = {"num": started.num, "overrides": started.overrides}
             entry["folder"] = os.path.relpath(started.folder, sweep)
@@ -168,7 +162,7 @@ def state(folder: Path | None) -> dict[str, Any]:
     """
     if folder is None:
         return {"status": "waiting"}
-    job, summary = read(folder / JOB), read(folder / "summary.json")
+    job, summary = load_json(folder / JOB), load_json(folder / "summary.json")
     newest = job
     if summary and (folder / "summary.json").stat().st_mtime > (folder / JOB).stat().st_mtime:
         newest = summary
@@ -189,7 +183,7 @@ def state(folder: Path | None) -> dict[str, Any]:
 def note(card: JobCard, **changes: Any) -> None:
     """Write job.json, and sweep.json from it; the first rank alone."""
     if ranks.find().rank == 0:
-        write_json(card.folder / JOB, read(card.folder / JOB) | changes)
+        write_json(card.folder / JOB, load_json(card.folder / JOB) | changes)
         refresh(card.sweep, card)
 
 
@@ -215,7 +209,7 @@ def attempt(
         KeyboardInterrupt: the whole sweep ends; what ran so far is shown.
         PreemptedError, RequeuedExit: a signal ended the job, which is saved.
     """
-    before = read(card.folder / JOB)
+    before = load_json(card.folder / JOB)
     if before and before["overrides"] != card.overrides:
         raise ConfigError(
             f"{card.folder} holds another job, `{' '.join(before['overrides'])}`; "
@@ -236,7 +230,7 @@ def work(
 ) -> float | None:
     """A job that is to be run, from its beginning to its end; see `attempt`."""
     swept = by_key(card.overrides)
-    wanted = read(card.sweep / SWEEP)["swept"]
+    wanted = load_json(card.sweep / SWEEP)["swept"]
     note(
         card, num=card.num, overrides=card.overrides, sweep=str(card.sweep), job_id=card.id,
         swept={key: swept[key] for key in wanted if key in swept}, status="running", error=None,
@@ -264,10 +258,10 @@ def work(
 
 def what_is_left(sweep: Path) -> str:
     """`12 more wait, 34:00 left`, by the jobs that have ended; empty if none waits."""
-    content = read(sweep / SWEEP)
+    content = load_json(sweep / SWEEP)
     waiting = [job for job in content["jobs"] if job["status"] == "waiting"]
     running = [job for job in content["jobs"] if job["status"] == "running"]
-    notes = [read(sweep / job["folder"] / JOB) for job in content["jobs"] if job["folder"]]
+    notes = [load_json(sweep / job["folder"] / JOB) for job in content["jobs"] if job["folder"]]
     took = [entry["ended"] - entry["started"] for entry in notes if entry.get("ended")]
     if not waiting:
         return ""
@@ -324,7 +318,7 @@ def tell_begun() -> str:
     if not begun:
         return ""
     tell(begun[0])
-    return f"; run what is missing: {read(begun[0] / SWEEP)['command']}"
+    return f"; run what is missing: {load_json(begun[0] / SWEEP)['command']}"
 
 
 def table(content: dict[str, Any], title: str) -> "Table":

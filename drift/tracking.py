@@ -6,6 +6,7 @@ costs a warning; it gets what it lacks when it can be reached again, while the r
 by `python -m drift.track sync FOLDER`, which needs nothing but the run's folder.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.errors import ConfigError, DataError
-from drift.files import is_locked, write_json
+from drift.files import is_locked, load_json, write_json
 from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time
@@ -27,7 +28,8 @@ UPLOAD_EVERY_S = 3.0
 MAX_PAUSE_S = 300.0  # between two tries to reach a store that fails
 CARD = "tracking.json"  # in a run's folder: its card and its store
 JOB = "job.json"  # in the folder of a sweep's job
-SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", "summary.json")
+CELL, SUMMARY = "cell.json", "summary.json"  # how an evaluation, and how a training run ended
+SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", SUMMARY, CELL)
 CONFIGS: dict[str, type[TrackingConfig]] = {
     TrackingBackend.mlflow: MlflowConfig,
     TrackingBackend.wandb: WandbConfig,
@@ -121,9 +123,10 @@ class Tracker:
             self.upload()
 
     def forget(self) -> None:
-        """Let the next start open a new run in the store."""
-        for name in ("mlflow_run_id", "wandb_run_id"):
-            (self.folder / name).unlink(missing_ok=True)
+        """Let the next start open a new run in every store; those before stay as they are."""
+        for path in self.folder.glob("*_run_id*"):
+            log.info("tracking: a new run; %s keeps what it has", path.read_text().strip())
+            path.unlink()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record one step; a step that the store already has (a resumed run) is not sent again."""
@@ -157,7 +160,8 @@ class Tracker:
         self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
         with self._tolerant():
             if self.store is None:
-                self.store = open_store(self.config, self.folder, self._card)
+                file = id_file(self.folder, self.config)
+                self.store = open_store(self.config, file, self._card)
             known = self.store.known_through
             self._lines = [line for line in self._lines if line[STEP] > known]
             if self._lines:
@@ -246,14 +250,17 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
     steps = len(tracker.metrics.lines())
     if is_running(folder):
         return "running", steps
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    status = {"finished": "FINISHED", "failed": "FAILED"}
+    summary, cell = (load_json(folder / name) for name in (SUMMARY, CELL))
+    files = [folder / name for name in SYNCED]
+    if cell:  # in results/cells/protocol/checkpoint
+        files.append(folder.resolve().parents[2] / "results.md")
+    status = "finished" if cell.get("summary") else summary.get("status", "")
     tracker.open(card)
-    tracker.log_files([folder / name for name in SYNCED if (folder / name).exists()])
-    whole = tracker.finish(status.get(summary.get("status", ""), "KILLED"))
-    if whole and summary and summary.get("mlflow_run_id") != tracker.mlflow_run_id:
-        write_json(path, summary | {"mlflow_run_id": tracker.mlflow_run_id})
+    tracker.log_files([path for path in files if path.exists()])
+    whole = tracker.finish({"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+    is_own = id_file(folder, config) == id_file(folder, own)
+    if whole and is_own and summary and summary["mlflow_run_id"] != tracker.mlflow_run_id:
+        write_json(folder / SUMMARY, summary | {"mlflow_run_id": tracker.mlflow_run_id})
     return "up to date" if whole else "the store cannot be reached", steps
 
 
@@ -268,6 +275,20 @@ def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
         return Card(**content["card"]), config
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not written by this version of drift: {error}") from None
+
+
+def id_file(folder: Path, config: TrackingConfig) -> Path:
+    """Where a run's id in a store is kept: each store has a file, the run's own the plain name."""
+    name, place = f"{config.backend}_run_id", place_of(config)
+    if place != place_of(read_card(folder)[1]):
+        name += "-" + hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:8]
+    return folder / name
+
+
+def place_of(config: TrackingConfig) -> dict[str, Any]:
+    """Which store it is, and where in it: the settings without those of how it is filled."""
+    settings = asdict(absolute(config))
+    return {key: settings[key] for key in settings.keys() - {"mode", "system_metrics"}}
 
 
 def is_running(folder: Path) -> bool:

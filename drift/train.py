@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
+from drift.files import load_json, write_json
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
 
@@ -26,6 +27,10 @@ log = logging.getLogger("drift")
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
 AUTOMATIC = ("auto", "never")  # values of `resume` that are no folder
 Overlap = dict[str, dict[str, object]]  # of each evaluation split with train
+FREE = (  # settings of a run that may change on its way: nothing learns by them, or it only goes on
+    "num_steps", "max_training_s", "resume", "output_dir", "checkpoint.", "cluster.", "eval.every",
+    "traces.", "tracking.", "rollout.max_rows", "optim.rows_per_forward",
+)  # fmt: skip
 
 
 def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -37,11 +42,24 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say which settings or data of a resumed run are not those it began with."""
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            log.warning("resumed with %s=%s, was %s", key, now.get(key), before.get(key))
+def is_another(folder: Path, now: dict[str, Any], *, resumed: bool) -> bool:
+    """Whether the run that was in this folder had other settings or data; names the changes.
+
+    Args:
+        folder: of the run, with what was started there before, if anything.
+        now: flat settings, and digests of the data under `data`.
+        resumed: the run goes on, so that it stays the same if only what is `FREE` changes.
+    """
+    if not (folder / "manifest.json").exists():
+        return False
+    settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    before = dict(flat("", settings))
+    before |= flat("data", load_json(folder / "manifest.json")["data"])
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    for key in changed:
+        how = "resumed" if resumed else "begun again"
+        log.warning("%s with %s=%s, was %s", how, key, now.get(key), before.get(key))
+    return any(not (resumed and key.startswith(FREE)) for key in changed)
 
 
 def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
@@ -212,9 +230,8 @@ def place_line(config: RunConfig, engine: "Engine") -> str:
 
 
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
-    """Write what the run is made of, and open its MLflow run."""
+    """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
     from drift import checkpointing
-    from drift.files import write_json
     from drift.manifest import build_manifest, data_digests
     from drift.prompts import render
 
@@ -224,13 +241,9 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     digests = data_digests({s.value: p.examples for s, p in trainer.problems.items()})
     if resumed:
         checkpointing.drop_after(folder / "checkpoints", trainer.progress.step)
-        if (folder / "config.yaml").exists():
-            before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            warn_of_changes(dict(flat("", before)), params)
-            manifest = checkpointing.read_json(folder / "manifest.json")
-            warn_of_changes(dict(flat("data", manifest["data"])), dict(flat("data", digests)))
-        if resumed[0] == Path(config.resume):
-            tracker.forget()  # another branch, another run in the store
+    other = is_another(folder, params | dict(flat("data", digests)), resumed=resumed is not None)
+    if other or (resumed and resumed[0] == Path(config.resume)):  # or another branch
+        tracker.forget()
     (folder / "evals").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     first = trainer.problems[Split.train].examples[0]

@@ -213,7 +213,9 @@ class Trainer:
             result = self.evaluate("validation", Split.validation)
             metrics |= {"eval/accuracy": result.accuracy.value, "eval/nfe": result.nfe_mean}
         if last:
-            metrics["eval/test_accuracy"] = self.evaluate("last", Split.test).accuracy.value
+            test = self.evaluate("last", Split.test)
+            metrics = {"eval/nfe": test.nfe_mean} | metrics
+            metrics["eval/test_accuracy"] = test.accuracy.value
         return metrics
 
     def save_if_due(self, last: bool) -> None:

@@ -2,7 +2,8 @@
 
 scripts/run python scripts/results.py [--jobs 2] [--only NAME ...] [--seeds 0 1 2] [--table-only]
 scripts/run python scripts/results.py --presets [...]
-Each run is one process with one thread, so that two fit on two cores; finished runs are kept.
+Each run is one process with one thread, so that two fit on two cores; finished runs are kept. A row
+of the table is made of the runs that are here; rows without one stay as they are.
 --presets: every preset for the same time of training, and nothing else changed.
 """
 
@@ -32,6 +33,7 @@ PRESETS = {
     },
 }  # fmt: skip
 TRAINING_S = {"countdown": 30, "sudoku": 45}  # of a preset's run
+Rows = dict[tuple[str, str], str]  # of a table, by their first two cells
 COLLAPSE = 0.1  # a run that ends so far below its best validation accuracy
 RUNS: dict[str, tuple[str, ...]] = {
     "countdown, sequential": (),
@@ -84,37 +86,33 @@ def cell(entry: dict[str, Any]) -> str:
     return f"{entry['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def table() -> str:
-    lines = [
-        "| run | seed | first accuracy | last accuracy | gain | steps | seconds | RL only |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def run_rows() -> Rows:
+    """A row for each finished run."""
+    rows: Rows = {}
     for name in RUNS:
         for summary in summaries_of(name):
             first, last = summary["eval"]["first"], summary["eval"]["last"]
             gain = 100 * (last["accuracy"] - first["accuracy"])
             rl_s = sum(summary["phase_s"][phase] for phase in ("rollout", "reward", "update"))
-            lines.append(
+            rows[name, str(summary["seed"])] = (
                 f"| {name} | {summary['seed']} | {cell(first)} | {cell(last)} | {gain:+.1f} "
                 f"| {summary['steps']} | {summary['wall_s']:.0f} | {rl_s:.0f} |"
             )
-    return "\n".join(lines)
+    return rows
 
 
 def summaries_of(name: str) -> list[dict[str, Any]]:
     """Of the finished runs of a recipe, by seed."""
-    folders = sorted(FOLDER.glob(f"{folder_of(name, 0).name[:-1]}?"))
+    stem = folder_of(name, 0).name.removesuffix("0")
+    ends = [path.name.removeprefix(stem) for path in FOLDER.glob(f"{stem}*")]
+    folders = [folder_of(name, seed) for seed in sorted(int(end) for end in ends if end.isdigit())]
     return [json.loads((f / "summary.json").read_text()) for f in folders if finished(f)]
 
 
-def presets_table() -> str:
-    """A row for each task and preset, the best mean accuracy first."""
-    lines = [
-        "| task | preset | last accuracy | each seed | best on validation | steps |",
-        "|---|---|---|---|---|---|",
-    ]
+def preset_rows() -> Rows:
+    """A row for each task and preset."""
+    rows: Rows = {}
     for task in TRAINING_S:
-        rows: list[tuple[float, str]] = []
         for name in PRESETS:
             if not (found := summaries_of(f"{task}, {name}")):
                 continue
@@ -123,22 +121,48 @@ def presets_table() -> str:
             each = [summary["eval"]["last"]["accuracy"] for summary in found]
             fallen = sum(high - end > COLLAPSE for high, end in zip(best, each, strict=True))
             steps = sum(summary["steps"] for summary in found) / len(found)
-            row = (
+            rows[task, name] = (
                 f"| {task} | {name} | {last} | {', '.join(f'{value:.3f}' for value in each)} "
                 f"| {sum(best) / len(best):.3f}{f', then {fallen} fell' if fallen else ''} "
                 f"| {steps:.0f} |"
             )
-            rows.append((last.value, row))
-        lines += [row for _, row in sorted(rows, reverse=True)]
-    return "\n".join(lines)
+    return rows
 
 
-def write_table(name: str, content: str) -> None:
-    """Replace what stands between the marks of a table in docs/results.md."""
-    begin, end = f"<!-- table: scripts/results.py{name} -->", "<!-- end of table -->"
+def cells_of(row: str) -> list[str]:
+    return [text.strip() for text in row.strip("|").split("|")]
+
+
+def by_recipe(row: str) -> tuple[int, int]:
+    name, seed, *_ = cells_of(row)
+    return ([*RUNS].index(name) if name in RUNS else len(RUNS)), int(seed)
+
+
+def by_accuracy(row: str) -> tuple[int, float]:
+    """A task's presets, the best mean accuracy first."""
+    task, _, last, *_ = cells_of(row)
+    return [*TRAINING_S].index(task), -float(last.split()[0])
+
+
+def update_table(name: str, new: Rows) -> str:
+    """Put rows into a table of docs/results.md; those without a run here stay as they are.
+
+    Args:
+        name: what stands behind the script's name in the table's mark.
+        new: take the place of the rows of the same run.
+
+    Returns:
+        The table.
+    """
+    begin, end = f"<!-- table: scripts/results.py{name} -->\n", "<!-- end of table -->"
     before, rest = TABLE.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end, 1)[1]
-    TABLE.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
+    old, after = rest.split(end, 1)
+    head, rule, *rows = old.splitlines()
+    known: Rows = {(cells_of(row)[0], cells_of(row)[1]): row for row in rows}
+    place = by_accuracy if name else by_recipe
+    content = "\n".join([head, rule, *sorted((known | new).values(), key=place)])
+    TABLE.write_text(f"{before}{begin}{content}\n{end}{after}", encoding="utf-8")
+    return content
 
 
 def main() -> None:
@@ -155,9 +179,8 @@ def main() -> None:
             jobs = [pool.submit(train, name, seed) for seed in arguments.seeds for name in names]
             for job in jobs:
                 job.result()
-    mark, content = (" --presets", presets_table()) if arguments.presets else ("", table())
-    write_table(mark, content)
-    print(content)
+    name, rows = (" --presets", preset_rows()) if arguments.presets else ("", run_rows())
+    print(update_table(name, rows))
 
 
 if __name__ == "__main__":

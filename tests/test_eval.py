@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ import torch
 from mlflow import MlflowClient
 
 from drift import rng
-from drift.cells import Cell, Progress
+from drift.cells import Cell, Progress, grader_code, position_in, protocol
 from drift.config import ClusterConfig, Dtype, Split
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import Completion, Problems, complete
+from drift.grid import done_cells
 from drift.policy.loading import load_policy
-from drift.tasks import build_task
+from drift.tasks import TASKS, build_task
 from tests.conftest import ROOT, Run, read_lines, rollout_config
 from tests.test_config import composed, typed
 
@@ -184,7 +187,7 @@ def test_two_ranks_find_what_one_finds_in_chunks_of_any_size(run: Run, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path, trained: Path) -> None:
     grid = ("-m", *FEW, "rollout.gen_length=16,32", "rollout.steps=8,16", "hydra.sweep.dir=grid")
     run("eval", *grid)
     first = results(tmp_path / "grid")
@@ -199,6 +202,10 @@ def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path) -> None:
     assert "sudoku" in done.stdout
     again = run("eval", *FEW, "rollout.steps=8", "results=grid", "hydra.run.dir=again")
     assert "finished, not run again" in again.stdout
+    run("eval", *FEW, f"checkpoints=[{trained}]", "rollout.steps=8", "results=grid",
+        "hydra.run.dir=more")  # fmt: skip
+    (pair,) = results(tmp_path / "grid")[0]["comparisons"]
+    assert (pair["first"], pair["second"]) == (first[0]["cells"][0]["checkpoint"], str(trained))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +225,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.rglob("cells")) == []
+
+
+# ---- the protocol
+
+
+def test_every_source_that_grades_is_in_the_protocol_whatever_its_line_ends(tmp_path: Path) -> None:
+    def elsewhere() -> str:
+        code = "from drift import cells, tasks; print(cells.grader_code(tasks.TASKS['math']))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
+            env=environment() | {"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    shutil.copytree(ROOT / "drift", tmp_path / "drift", ignore=shutil.ignore_patterns("*.pyc"))
+    changed = tmp_path / "drift" / "graders" / "compare.py"
+    changed.write_bytes(changed.read_bytes().replace(b"\n", b"\r\n"))
+    assert elsewhere() == grader_code(TASKS["math"]) != grader_code(TASKS["code"])
+    changed.write_text(changed.read_text() + "\n# another grader\n")
+    assert elsewhere() != grader_code(TASKS["math"])
+
+
+def test_the_packages_that_grade_are_in_the_protocol() -> None:
+    config = typed(composed("task=math500", config="eval"))
+    content = protocol(config, build_task(config.task), [])
+    assert content["grader_packages"]["sympy"] == version("sympy")
+    assert None not in content["grader_packages"].values()
 
 
 # ---- a cell's files
@@ -244,7 +278,17 @@ def test_a_cell_comes_back_as_it_was_saved(tmp_path: Path) -> None:
             pass
     again = Cell(tmp_path / "cell", new(position=3))
     assert again.read() == [line(0), line(1)]
-    assert (again.progress.done, again.progress.decode_s, again.progress.position) == (1, 0.5, 3)
+    assert (again.progress.done, again.progress.decode_s, again.progress.position) == (1, 0.5, 0)
+
+
+def test_a_checkpoint_that_comes_later_stands_behind(tmp_path: Path) -> None:
+    for folder in ("base-1", "a-new-1", "base-2"):
+        name = folder[:-2]  # the checkpoint of base-2 is base, with other files
+        position = position_in(tmp_path, name)
+        (tmp_path / folder).mkdir()
+        Cell(tmp_path / folder, new(checkpoint=name, position=position, summary={})).save()
+    found = [cell.progress for cell in done_cells(tmp_path)]
+    assert [(cell.checkpoint, cell.position) for cell in found] == [("base", 0), ("a-new", 1)]
 
 
 def test_a_cell_whose_completions_are_lost_is_made_again(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.errors import ConfigError
-from drift.files import is_locked, locked
-from drift.sweep import LOCK, by_key, plan, read, refresh, state, what_is_left
+from drift.files import is_locked, load_json, locked
+from drift.sweep import LOCK, by_key, plan, refresh, state, what_is_left
 from tests.conftest import ROOT, Run
 
 TINY = (
@@ -28,7 +28,7 @@ TINY = (
 
 
 def statuses(sweep: Path) -> list[str]:
-    return [job["status"] for job in read(sweep / "sweep.json")["jobs"]]
+    return [job["status"] for job in load_json(sweep / "sweep.json")["jobs"]]
 
 
 def test_overrides_by_key() -> None:
@@ -61,7 +61,7 @@ def test_the_newer_file_of_a_job_knows_its_status(tmp_path: Path) -> None:
 def test_sweep_json_is_computed_from_what_the_jobs_wrote(tmp_path: Path) -> None:
     plan(tmp_path, "again", ["seed"], [["seed=0"], ["seed=1"]])
     assert statuses(tmp_path) == ["waiting", "waiting"]
-    content = read(tmp_path / "sweep.json")
+    content = load_json(tmp_path / "sweep.json")
     content["jobs"][1]["folder"] = "1"
     (tmp_path / "sweep.json").write_text(json.dumps(content))
     write(tmp_path / "1" / "job.json", {"status": "failed", "error": "no room"}, when=100)
@@ -103,7 +103,7 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
         "eval.max_examples=10 task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
     )
     assert line == f"drift: 2 jobs are not finished; run them: {command}"
-    job = read(folder / "sweep.json")["jobs"][2]
+    job = load_json(folder / "sweep.json")["jobs"][2]
     assert job["overrides"][-2:] == ["task.files.train=data.jsonl", "seed=0"]
 
     records = "".join(f'{{"numbers": [{i}, 2, 5], "target": {i + 3}}}\n' for i in range(1, 9))
@@ -123,7 +123,7 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
     assert one.data.tags["seed"] == one.data.params["seed"] == "1"
     assert one.data.params["task.files.train"] == "data.jsonl"
     assert "mlflow.parentRunId" not in one.data.tags
-    ids = {job["mlflow_run_id"] for job in read(folder / "sweep.json")["jobs"]}
+    ids = {job["mlflow_run_id"] for job in load_json(folder / "sweep.json")["jobs"]}
     assert ids == {run.info.run_id for run in runs}
 
 
@@ -157,7 +157,7 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
     assert done.returncode == 1, done.stderr
     assert statuses(tmp_path / "sweep") == ["finished", "failed"]
     assert "drift: 1 jobs are not finished" in done.stderr
-    job = read(tmp_path / "sweep" / "1" / "job.json")
+    job = load_json(tmp_path / "sweep" / "1" / "job.json")
     assert job["error"] == "nothing.jsonl: no such data file"
 
 
@@ -290,7 +290,7 @@ def test_optuna_looks_for_the_highest_validation_accuracy(run: Run, tmp_path: Pa
         "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1",
         "optim.lr=tag(log,interval(1e-5,1e-3))", "hydra.sweep.dir=sweep",
     )  # fmt: skip
-    content = read(tmp_path / "sweep" / "sweep.json")
+    content = load_json(tmp_path / "sweep" / "sweep.json")
     assert content["swept"] == ["optim.lr"]
     assert statuses(tmp_path / "sweep") == ["finished", "finished"]
     rates = [by_key(job["overrides"])["optim.lr"] for job in content["jobs"]]

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from drift.cells import Cell, Progress
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.errors import ConfigError
+from drift.files import write_json
+from drift.policy.loading import read_json
 from drift.stats import wilson
 from drift.stores import Card, MlflowStore, open_experiment
-from drift.tracking import MetricsFile, Tracker
+from drift.tracking import MetricsFile, Tracker, sync
 from tests.conftest import ROOT, Run
 
 
@@ -22,6 +25,11 @@ def config(folder: Path, uri: str | None = None) -> MlflowConfig:
         uri=uri or f"sqlite:///{folder}/mlflow.db",
         system_metrics=False,
     )
+
+
+def opened(folder: Path) -> MlflowStore:
+    card = Card(name="run", params={}, tags={})
+    return MlflowStore(config(folder), folder / "mlflow_run_id", card)
 
 
 def store_of(tracker: Tracker) -> MlflowStore:
@@ -60,7 +68,7 @@ def test_a_restart_leaves_neither_gap_nor_double_step(tmp_path: Path) -> None:
 
 
 def test_the_same_lines_sent_twice_are_one_point_each(tmp_path: Path) -> None:
-    store = MlflowStore(config(tmp_path), tmp_path, Card(name="run", params={}, tags={}))
+    store = opened(tmp_path)
     lines = [{"step": i, "unix_s": 1000.5 + i, "a": float(i)} for i in range(1, 4)]
     store.log(lines[:2])
     store.log(lines)
@@ -70,7 +78,7 @@ def test_the_same_lines_sent_twice_are_one_point_each(tmp_path: Path) -> None:
 
 
 def test_a_long_history_is_sent_in_calls_that_mlflow_allows(tmp_path: Path) -> None:
-    store = MlflowStore(config(tmp_path), tmp_path, Card(name="run", params={}, tags={}))
+    store = opened(tmp_path)
     names = [f"m{i}" for i in range(300)]
     store.log([{"step": i, "unix_s": 1.0, **dict.fromkeys(names, i / 8)} for i in range(7)])
     assert points(store, "m299") == [(i, i / 8) for i in range(7)]
@@ -187,12 +195,50 @@ def test_a_run_that_was_not_tracked_can_be_sent_to_a_store_later(run: Run, tmp_p
         assert "1 run is up to date" in done.stdout
     client, experiment = open_experiment(config(tmp_path, f"sqlite:///{tmp_path}/m.db"))
     (only,) = client.search_runs([experiment])
-    assert only.info.run_id == (tmp_path / "a" / "mlflow_run_id").read_text()
+    (id_file,) = (tmp_path / "a").glob("mlflow_run_id*")
+    assert only.info.run_id == id_file.read_text()
     assert (only.data.params, only.data.tags["mine"]) == ({"seed": "3"}, "yes")
     assert only.info.status == "KILLED"  # it wrote no summary.json
     assert only.data.metrics == {"reward/mean": 0.5, "step": 1.0}
     nothing = run("track", "sync", "b", check=False)
     assert "drift: b holds no run: no tracking.json in it or below it" in nothing.stderr
+
+
+def test_a_copy_in_another_store_leaves_the_runs_own_alone(tmp_path: Path) -> None:
+    tracker = Tracker(config(tmp_path), tmp_path)
+    tracker.start("run", {}, {}, done_step=-1)
+    tracker.log(1, {"a": 0.5})
+    tracker.finish("FINISHED")
+    summary = {"status": "finished", "mlflow_run_id": tracker.mlflow_run_id}
+    write_json(tmp_path / "summary.json", summary)
+    other = config(tmp_path, f"sqlite:///{tmp_path}/other.db")
+    elsewhere = config(tmp_path)
+    elsewhere.experiment = "elsewhere"
+    for settings in (other, None, other, elsewhere, None):
+        assert sync(tmp_path, settings) == ("up to date", 1)
+    assert read_json(tmp_path / "summary.json") == summary
+    for settings in (config(tmp_path), other, elsewhere):
+        client, experiment = open_experiment(settings)
+        (only,) = client.search_runs([experiment])
+        assert (only.info.status, only.data.metrics["a"]) == ("FINISHED", 0.5)
+    assert (tmp_path / "mlflow_run_id").read_text() == summary["mlflow_run_id"]
+
+
+def test_an_evaluation_that_is_sent_later_is_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "cells" / "protocol" / "checkpoint"
+    folder.mkdir(parents=True)
+    (tmp_path / "results.md").write_text("# Evaluation")
+    Cell(folder, Progress(checkpoint="a", path="a", position=0, summary={"accuracy": 0.5})).save()
+    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), folder)
+    tracker.start("eval", {}, {"kind": "eval"}, done_step=-1)
+    tracker.log(0, {"eval/accuracy": 0.5})
+    tracker.finish("FINISHED")
+    assert sync(folder, config(tmp_path)) == ("up to date", 1)
+    client, experiment = open_experiment(config(tmp_path))
+    (only,) = client.search_runs([experiment])
+    assert only.info.status == "FINISHED"
+    names = {item.path for item in client.list_artifacts(only.info.run_id)}
+    assert names == {"cell.json", "metrics.jsonl", "results.md"}
 
 
 def wandb_history(folder: Path) -> dict[int, dict[str, float]]:

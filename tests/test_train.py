@@ -164,6 +164,10 @@ def test_a_run_ends_when_its_training_time_is_spent(run: Run, tmp_path: Path) ->
     assert sum(spent[:-1]) < 1.5 <= sum(spent)
     assert summary["status"] == "finished"
     assert summary["steps"] == summary["eval"]["last"]["step"] == len(spent)
+    last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    rows = json.loads((tmp_path / "run" / "evals" / "last.json").read_text())["completions"]
+    assert last["eval/nfe"] == pytest.approx(sum(row["nfe"] for row in rows) / len(rows))
+    assert "eval/accuracy" not in last  # eval.every=0
     assert "is finished" in run("train", *settings, "max_training_s=1.5").stdout
     more = (f"num_steps={len(spent) + 2}", "max_training_s=1000")
     longer = run("train", *settings, *more).stdout
@@ -217,6 +221,42 @@ def test_a_resumed_run_says_what_was_changed(run: Run, tmp_path: Path) -> None:
     done = run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
     assert "resumed with num_steps=2, was 1" in done.stdout
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_another_run_in_the_store(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def again(*overrides: str) -> tuple[str, int]:
+        """What was said, and how many runs the store has; the newest holds what the file holds."""
+        said = run("train", *SMALL, "eval.every=0", "checkpoint.every=1", *overrides,
+                   "hydra.run.dir=run").stdout  # fmt: skip
+        client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+        (experiment,) = client.search_experiments(filter_string="name = 'drift'")
+        newest, *others = client.search_runs([experiment.experiment_id])
+        assert newest.info.run_id == (folder / "mlflow_run_id").read_text()
+        wanted = dict(word.split("=") for word in overrides if not word.startswith("num_steps"))
+        assert wanted.items() <= newest.data.params.items()
+        for name in ("reward/mean", "optim/lr"):
+            history = client.get_metric_history(newest.info.run_id, name)
+            lines = read_lines(folder / "metrics.jsonl")[1:]
+            assert [(m.step, m.value) for m in history] == [(m["step"], m[name]) for m in lines]
+        return said, 1 + len(others)
+
+    assert again("num_steps=2")[1] == 1
+    shutil.rmtree(folder / "checkpoints" / "step_000002")
+    assert again("num_steps=3")[1] == 1
+    shutil.rmtree(folder / "checkpoints" / "step_000003")
+    said, count = again("num_steps=3", "optim.lr=1e-05")
+    assert count == 2
+    assert "resumed with optim.lr=1e-05, was 0.0002" in said
+    assert "tracking: a new run; " in said
+    shutil.rmtree(folder / "checkpoints")
+    said, count = again("num_steps=2", "optim.lr=0.001")
+    assert count == 3
+    assert "begun again with optim.lr=0.001, was 1e-05" in said
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ class Task(ABC):
     """
 
     block: Block = Block.box  # where the prompt asks for the answer
+    packages: tuple[str, ...] = ()  # installed ones that decide a grade, by their names on PyPI
     on_error = OnError.refuse  # what `examples` does with a bad record
 
     def __init__(self, config: TaskConfig):

@@ -23,6 +23,7 @@ class Math(Task):
     """
 
     config: MathConfig
+    packages = ("math-verify", "latex2sympy2-extended", "sympy", "mpmath")
 
     def __init__(self, config: MathConfig):
         super().__init__(config)

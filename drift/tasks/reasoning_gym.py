@@ -30,6 +30,7 @@ class ReasoningGym(Task):
 
     config: ReasoningGymConfig
     block = Block.answer
+    packages = ("reasoning-gym", "sympy")
 
     def __init__(self, config: ReasoningGymConfig):
         super().__init__(config)

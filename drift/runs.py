@@ -1,6 +1,5 @@
 """Runs that are done, read back to be compared: from the folders of a sweep, or from MLflow."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 from drift.config import MlflowConfig
 from drift.differences import comparable, telling, tested_on
 from drift.errors import ConfigError
+from drift.files import load_json
 from drift.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
 from drift.sweep import SWEEP, by_key, refresh
@@ -241,10 +241,6 @@ def grouped(runs: list[RunRecord]) -> list[Group]:
         chosen = [same[-1] for same in ranked]
         found.append(Group(settings=dict(key), runs=chosen, left_out=left_out))
     return found
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:

@@ -199,6 +199,10 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "objective.level=token adds up a token's views, but masking=sequential scores some",
         ),
         (
+            ["objective=ppo_clip", "objective.level=token", "masking=block"],
+            "objective.level=token adds up a token's views, but masking=block scores some",
+        ),
+        (
             ["experiment=spg", "masking=coupled"],
             "objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
             "masking=coupled has not; use masking=elbo, quadrature or block",
@@ -209,7 +213,7 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
         (
             ["objective=gspo", "objective.policy_loss=boundary", "masking=replay"],
             "objective.policy_loss=boundary needs views that each estimate the whole likelihood, "
-            "which those of masking=replay do not; use masking=elbo, block, random or all",
+            "which those of masking=replay do not; use masking=elbo, random or all",
         ),
         (
             ["objective=gspo", "objective.kl_coef=0.1"],

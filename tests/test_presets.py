@@ -104,6 +104,7 @@ def by_parts(batch: Batch) -> Tensor:
         reference_logp_N=batch.reference[scored_KBC],
         advantage_N=advantage_KBC[scored_KBC],
         weight_N=weights.token_KBC[scored_KBC],
+        num_tokens=int(scored_KBC.sum()),
     )
     output = policy_objective(tokens, objective)
     if targets is not None:
@@ -155,7 +156,9 @@ def test_the_upper_bound_is_above_the_lower_and_has_a_gradient_where_nothing_is_
         old_logp_KBC=logp.detach(),
         reference_logp_KBC=None,
         advantage_B=torch.zeros(5),
-        weights=Weights(share_KBC=share, row_B=torch.ones(5), length_B=length),
+        weights=Weights(
+            share_KBC=share, row_B=torch.ones(5), mean_B=torch.ones(5) / 5, length_B=length
+        ),
         group_size=5,
     )
     upper = upper_bound(rows, 1.5)

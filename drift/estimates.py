@@ -268,6 +268,7 @@ def objective_gradient(
         reference_logp_N=None,
         advantage_N=advantage_KBC[scored_KBC],
         weight_N=weights.token_KBC[scored_KBC],
+        num_tokens=len(leaf_N),
     )
     (gradient_N,) = torch.autograd.grad(policy_objective(tokens, objective).loss, leaf_N)
     return torch.zeros_like(current.logp_KBC).masked_scatter(scored_KBC, gradient_N)

@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +81,10 @@ def basic_maskings() -> dict[str, list[MaskingConfig]]:
     }
 
 
-def other_maskings(block_length: int) -> dict[str, list[MaskingConfig]]:
+def other_maskings(gen_length: int) -> dict[str, list[MaskingConfig]]:
     """The others; replay, trace and left_to_right have no budget to choose."""
     kind, pairs = MaskingStrategy, BUDGETS[1:]
+    half = 1 if gen_length % 2 else gen_length // 2  # the whole as one block would be an elbo
     return {
         "replay": [ReplayConfig(kind.replay)],
         "trace, groups of 2": [TraceConfig(kind.trace, shrink=2)],
@@ -99,40 +101,38 @@ def other_maskings(block_length: int) -> dict[str, list[MaskingConfig]]:
             for k in pairs
         ],
         "quadrature": [QuadratureConfig(kind.quadrature, num_views=k) for k in BUDGETS],
-        "block": [BlockConfig(kind.block, num_views=k, block_length=block_length) for k in BUDGETS],
+        f"block, length {half}": [
+            BlockConfig(kind.block, num_views=k, block_length=half) for k in BUDGETS
+        ],
         "coupled_ratio": [CoupledRatioConfig(kind.coupled_ratio, num_views=k) for k in (3, 6)],
     }
 
 
 def objectives() -> dict[str, ObjectiveConfig]:
     """One of each loss, with the advantage of leave-one-out, which is unbiased, and two others."""
-    loo, row = AdvantageEstimator.leave_one_out, Level.sequence
-    clip, total = PolicyLoss.ppo_clip, Normalization.sequence
+    clip, row = PolicyLoss.ppo_clip, Level.sequence
+    sample, total = Normalization.sample, Normalization.sequence
+    unbiased = partial(
+        ObjectiveConfig, advantage=AdvantageEstimator.leave_one_out, normalization=total
+    )
     return {
-        "reinforce": ObjectiveConfig(advantage=loo, normalization=total),
+        "reinforce": unbiased(),
         "reinforce, A / std": ObjectiveConfig(normalization=total),
         "reinforce, softmax": ObjectiveConfig(
             advantage=AdvantageEstimator.softmax, normalization=total
         ),
-        "ppo_clip, view": ObjectiveConfig(clip, advantage=loo, normalization=total),
-        "ppo_clip, token": ObjectiveConfig(clip, Level.token, advantage=loo, normalization=total),
-        "ppo_clip, sequence": ObjectiveConfig(clip, row, advantage=loo, normalization=total),
-        "sandwich": ObjectiveConfig(
-            PolicyLoss.sandwich,
-            row,
-            bound_exponent=1.5,
-            bound_share=0.5,
-            advantage=loo,
-            normalization=total,
-        ),
-        "boundary": ObjectiveConfig(PolicyLoss.boundary, row, advantage=loo, normalization=total),
-        "self_normalized": ObjectiveConfig(PolicyLoss.self_normalized, row, advantage=loo),
+        "ppo_clip, view": unbiased(clip),
+        "ppo_clip, token": unbiased(clip, Level.token),
+        "ppo_clip, sequence": unbiased(clip, row),
+        "sandwich": unbiased(PolicyLoss.sandwich, row, bound_exponent=1.5, bound_share=0.5),
+        "boundary": unbiased(PolicyLoss.boundary, row),
+        "self_normalized": unbiased(PolicyLoss.self_normalized, row, normalization=sample),
     }
 
 
-def table_maskings(block_length: int) -> dict[str, MaskingConfig]:
+def table_maskings(gen_length: int) -> dict[str, MaskingConfig]:
     """One of each masking, at 4 forwards where it can be chosen, for the table of objectives."""
-    basic, other = basic_maskings(), other_maskings(block_length)
+    basic, other = basic_maskings(), other_maskings(gen_length)
     chosen = {
         name: (basic | other)[name]
         for name in ("sequential", "random", "coupled", "all", *other)
@@ -165,9 +165,13 @@ def check(config: LabConfig) -> None:
         raise ConfigError(f"draws={config.draws} must be even and 2 or more")
     if config.groups < 2:
         raise ConfigError(f"groups={config.groups} must be 2 or more")
+    whole = RunConfig(
+        masking=AllConfig(MaskingStrategy.all), objective=ObjectiveConfig(), rollout=rollout
+    )
+    for problem in objective_problems(whole):  # of the rollout: the objective is the default
+        raise ConfigError(problem)
     for name, off in UNCOUNTED.items():
-        value = getattr(rollout, name)
-        if value != off:
+        if (value := getattr(rollout, name)) != off:
             known = "null" if off is None else off
             raise ConfigError(f"rollout.{name}={value} is not counted by the lab; leave it {known}")
     if config.page is not None:
@@ -176,7 +180,7 @@ def check(config: LabConfig) -> None:
 
 def num_estimates(config: LabConfig) -> int:
     """How often `measure_toy` calls `advance`."""
-    length = config.rollout.block_length
+    length = config.rollout.gen_length
     every = [*basic_maskings().values(), *other_maskings(length).values()]
     return sum(map(len, every)) + len({0.0, config.lag}) * len(table_maskings(length))
 
@@ -199,10 +203,8 @@ def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -
         advance()
         return report
 
-    for table, maskings in (
-        ("basic", basic_maskings()),
-        ("other", other_maskings(config.rollout.block_length)),
-    ):
+    tables = {"basic": basic_maskings(), "other": other_maskings(length)}
+    for table, maskings in tables.items():
         found[table] = {name: list(map(measured, configs)) for name, configs in maskings.items()}
     for lag in (0.0, config.lag):
         found[f"objectives, lag {lag:g}"] = measure_objectives(config, number, lag, advance)
@@ -230,16 +232,15 @@ def measure_objectives(
     from drift.toy import lagging, make_toy, space_of, table
     from drift.truth import count
 
-    rollout = config.rollout
+    rollout, seed = config.rollout, config.seed + number
     space = space_of(config.toy, rollout.gen_length)
-    seed = config.seed + number
     policy, sampler = (make_toy(config.toy, rollout.gen_length, seed) for _ in range(2))
     lagging(policy, lag, seed + 1)
     truth = count(policy, space, rollout, 1, sampler)
     old = table(sampler, space, rollout.temperature)
     key = rng.stream(config.seed, "objectives", number)
     found: dict[str, Any] = {}
-    for masking_name, masking in table_maskings(rollout.block_length).items():
+    for masking_name, masking in table_maskings(rollout.gen_length).items():
         row: dict[str, Any] = {}
         for name, objective in objectives().items():
             whole = RunConfig(masking=masking, objective=objective, rollout=rollout)
@@ -300,8 +301,7 @@ def objective_table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
 def report(config: LabConfig, mean: dict[str, Any]) -> str:
     """The tables of a page."""
     toy, rollout = mean["toy"], config.rollout
-    words, length = config.toy.num_words, rollout.gen_length
-    steps = config.toy.fit_steps
+    words, steps, length = config.toy.num_words, config.toy.fit_steps, rollout.gen_length
     kind = f"fitted for {steps} steps" if steps else "of random weights"
     parts = [
         f"{config.toys} networks, {kind}, {words} words, {length} tokens in blocks of "

@@ -20,11 +20,13 @@ class Weights:
     """What each scored token and each row counts in the loss; fixed before the first forward.
 
     One view of two rows with 2 and 1 scored tokens, normalization=sample:
-    Weights(share_KBC=[[[0.5, 0.5], [1, 0]]], row_B=[0.5, 0.5], length_B=[2, 1])
+    Weights(share_KBC=[[[0.5, 0.5], [1, 0]]], row_B=[0.5, 0.5], mean_B=[0.5, 0.5],
+            length_B=[2, 1])
     """
 
     share_KBC: Tensor  # float32, 0 where not scored; sum(share * log p) is the row's mean log-prob
     row_B: Tensor  # float32; the rows of the batch add up to the loss
+    mean_B: Tensor  # float32; the rows of the batch add up to their mean, whatever the loss
     length_B: Tensor  # int64; committed tokens of the row, 0 for rows that are left out
 
     @property
@@ -79,6 +81,7 @@ def weigh(
     return Weights(
         share_KBC=weighted_KBC / size_B.clamp(min=1)[:, None],
         row_B=numerators_B[normalization] * (size_B > 0) / max(denominator, 1),
+        mean_B=(size_B > 0) / max(num_rows, 1),
         length_B=length_B,
     )
 
@@ -149,7 +152,7 @@ class ScoredTokens:
     """N scored tokens of a micro-batch, flat.
 
     ScoredTokens(logp_N=[-0.7], entropy_N=[0.9], old_logp_N=[-0.7], reference_logp_N=None,
-                 advantage_N=[1.2], weight_N=[0.01])
+                 advantage_N=[1.2], weight_N=[0.01], num_tokens=120)
     """
 
     logp_N: Tensor  # with graph
@@ -158,10 +161,13 @@ class ScoredTokens:
     reference_logp_N: Tensor | None
     advantage_N: Tensor
     weight_N: Tensor  # of `Weights.token_KBC`
+    num_tokens: int  # scored in the batch, over all views, micro-batches and ranks
 
 
 def policy_objective(tokens: ScoredTokens, config: ObjectiveConfig) -> LossOutput:
     """sum_i w_i (policy loss_i + kl_coef KL_i - entropy_coef H_i).
+
+    What is logged of the clip, the KL and the entropy is a plain mean over the scored tokens.
 
     Args:
         tokens: of one micro-batch.
@@ -177,15 +183,15 @@ def policy_objective(tokens: ScoredTokens, config: ObjectiveConfig) -> LossOutpu
     loss_N = policy_N - config.entropy_coef * tokens.entropy_N
     sums = {
         "loss/policy": (weight_N * policy_N).sum(),
-        "loss/clip_frac": (weight_N * clipped_N).sum(),
-        "policy/entropy": (weight_N * tokens.entropy_N).sum(),
+        "loss/clip_frac": clipped_N.sum() / tokens.num_tokens,
+        "policy/entropy": tokens.entropy_N.sum() / tokens.num_tokens,
     }
     if config.kl_coef != 0:
         if tokens.reference_logp_N is None:
             raise ValueError("objective.kl_coef is not 0, but there are no reference log-probs")
         kl_N = KL_ESTIMATORS[config.kl_estimator](tokens.logp_N, tokens.reference_logp_N)
         loss_N = loss_N + config.kl_coef * kl_N
-        sums[f"kl/{config.kl_estimator}"] = (weight_N * kl_N).sum()
+        sums[f"kl/{config.kl_estimator}"] = kl_N.sum() / tokens.num_tokens
     loss = (weight_N * loss_N).sum()
     sums["loss/total"] = loss
     return LossOutput(loss=loss, sums={name: value.detach() for name, value in sums.items()})

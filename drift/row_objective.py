@@ -174,22 +174,24 @@ def divergence(rows: ScoredRows, reference_KBC: Tensor, config: ObjectiveConfig)
 def row_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
     """sum_b w_b (policy loss_b + kl_coef KL_b); the entropy is a sum over tokens, added there.
 
+    What is logged of the clip and the KL is a plain mean over the rows.
+
     Raises:
         ValueError: kl_coef is not 0 and there are no reference log-probs.
     """
-    weight_B = rows.weights.row_B
+    weight_B, mean_B = rows.weights.row_B, rows.weights.mean_B
     policy_B, clipped_B = ROW_LOSSES[config.level, config.policy_loss](rows, config)
     loss_B = policy_B
     sums = {
         "loss/policy": (weight_B * policy_B).sum(),
-        "loss/clip_frac": (weight_B * clipped_B).sum(),
+        "loss/clip_frac": (mean_B * clipped_B).sum(),
     }
     if config.kl_coef != 0:
         if rows.reference_logp_KBC is None:
             raise ValueError("objective.kl_coef is not 0, but there are no reference log-probs")
         kl_B = divergence(rows, rows.reference_logp_KBC, config)
         loss_B = loss_B + config.kl_coef * kl_B
-        sums[f"kl/{config.kl_estimator}"] = (weight_B * kl_B).sum()
+        sums[f"kl/{config.kl_estimator}"] = (mean_B * kl_B).sum()
     loss = (weight_B * loss_B).sum()
     sums["loss/total"] = loss
     return LossOutput(loss=loss, sums={name: value.detach() for name, value in sums.items()})
@@ -218,7 +220,12 @@ def row_gradient(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, dic
 
 
 def surrogate(
-    logp_N: Tensor, entropy_N: Tensor, gradient_N: Tensor, weight_N: Tensor, entropy_coef: float
+    logp_N: Tensor,
+    entropy_N: Tensor,
+    gradient_N: Tensor,
+    weight_N: Tensor,
+    num_tokens: int,
+    entropy_coef: float,
 ) -> LossOutput:
     """The micro-batch's part of the second pass: its gradient is that of the whole loss.
 
@@ -226,9 +233,10 @@ def surrogate(
         logp_N, entropy_N: [N] float32, with graph.
         gradient_N: [N], of `row_gradient`.
         weight_N: [N], of `Weights.token_KBC`, for the entropy.
+        num_tokens: as in `ScoredTokens`.
         entropy_coef: as in the config.
     """
-    entropy = (weight_N * entropy_N).sum()
-    loss = (gradient_N * logp_N).sum() - entropy_coef * entropy
-    sums = {"policy/entropy": entropy.detach(), "loss/total": -entropy_coef * entropy.detach()}
-    return LossOutput(loss=loss, sums=sums)
+    bonus = entropy_coef * (weight_N * entropy_N).sum()
+    mean = entropy_N.detach().sum() / num_tokens
+    sums = {"policy/entropy": mean, "loss/total": -bonus.detach()}
+    return LossOutput(loss=(gradient_N * logp_N).sum() - bonus, sums=sums)

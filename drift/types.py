@@ -151,8 +151,9 @@ class MaskedViews:
     scored_KBC: Tensor  # bool; subset of hidden and of the committed tokens
     candidate_KBC: Tensor  # bool; scored too if the old policy gives it candidate_min_prob
     candidate_min_prob: float
-    # [K, B] float32: sum over views of weight * (log-probs of the scored tokens) estimates the
-    # row's log-likelihood. None: scored tokens count alike, and their mean estimates it per token
+    # [K, B] float32: sum over views of weight * (log-probs of the scored tokens) stands for the
+    # row's log-likelihood: elbo and quadrature estimate its ELBO, coupled_ratio and block count as
+    # their published code does. None: scored tokens count alike, their mean stands for it per token
     weight_KB: Tensor | None = None
     prompt_mask_prob: float = 0.0  # of each prompt token, in each view, to be shown as the mask
     prompt_key: int = 0  # of the random numbers of the prompt masks

@@ -207,7 +207,8 @@ def micro_loss(
     weight_N, targets = batch.pick(work.token_KBC), work.targets
     if gradient_KBC is not None:
         gradient_N = batch.pick(gradient_KBC)
-        return surrogate(logp_N, entropy_N, gradient_N, weight_N, objective.entropy_coef)
+        coef = objective.entropy_coef
+        return surrogate(logp_N, entropy_N, gradient_N, weight_N, work.num_tokens, coef)
     tokens = ScoredTokens(
         logp_N=logp_N,
         entropy_N=entropy_N,
@@ -217,6 +218,7 @@ def micro_loss(
         if targets is None
         else batch.pick(targets.advantage_KBC),
         weight_N=weight_N,
+        num_tokens=work.num_tokens,
     )
     output = policy_objective(tokens, objective)
     if targets is None or value_N is None:

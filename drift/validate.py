@@ -16,6 +16,7 @@ from drift.config import (
     EvalRunConfig,
     LabConfig,
     RemaskingRule,
+    RewardConfig,
     RolloutConfig,
     RolloutWeights,
     RunConfig,
@@ -297,6 +298,16 @@ def _task(task: TaskConfig) -> Iterator[str]:
         )
 
 
+def _offline(reward: RewardConfig) -> Iterator[str]:
+    default = vars(RewardConfig())
+    for key in ("length_penalty", "nfe_penalty", "truncated"):
+        if (value := vars(reward)[key]) != default[key]:
+            yield (
+                f"task.reward.{key}={value} is for completions that are sampled; offline grading "
+                f"knows no length, network evaluations or end of them: leave it {default[key]}"
+            )
+
+
 def _submitit(cluster: SubmititConfig) -> Iterator[str]:
     limit_s = cluster.time_limit_min * 60
     if isinstance(cluster, SlurmConfig):
@@ -371,7 +382,7 @@ def validate(config: object) -> None:
     if isinstance(config, BaseConfig):
         found = list(problems(config))
     elif isinstance(config, ScoreConfig):
-        found = [*out_of_range(config), *_task(config.task)]
+        found = [*out_of_range(config), *_task(config.task), *_offline(config.task.reward)]
     elif isinstance(config, LabConfig):
         found = [*out_of_range(config), *_rollout(config.rollout)]
     if found:

@@ -40,9 +40,9 @@ STATES = (MaskingStrategy.sequential, MaskingStrategy.replay)
 # whose views hide a token at several t, with 1/t weights
 TIMES = (MaskingStrategy.elbo, MaskingStrategy.quadrature, MaskingStrategy.block)
 # whose views score some tokens more often than others
-UNEVEN = (MaskingStrategy.sequential, MaskingStrategy.random)
+UNEVEN = (MaskingStrategy.sequential, MaskingStrategy.random, MaskingStrategy.block)
 # each of whose views estimates the whole row's log-likelihood
-WHOLE = (MaskingStrategy.elbo, MaskingStrategy.block, MaskingStrategy.random, MaskingStrategy.all)
+WHOLE = (MaskingStrategy.elbo, MaskingStrategy.random, MaskingStrategy.all)
 
 
 def choices(strategies: tuple[MaskingStrategy, ...]) -> str:

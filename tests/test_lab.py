@@ -351,6 +351,8 @@ def test_the_command_writes_tables_a_plot_and_numbers(run: Run, tmp_path: Path) 
         (["rollout.gen_length=8", "rollout.steps=8"], "make 26244 states; at most 4096"),
         (["rollout.gen_length=3"], "rollout.gen_length=3 is not a multiple of"),
         (["page=missing.md"], "page=missing.md: no such page"),
+        (["rollout.temperature=0"], "rollout.temperature=0 makes every completion of a group the"),
+        (["rollout.group_size=1"], "rollout.group_size=1 leaves nothing to compare a completion"),
         (["lag=-1"], "lag=-1.0 must be 0 or more"),
     ],
 )

@@ -284,6 +284,25 @@ def test_block_view_shows_what_precedes_its_block_and_nothing_behind_it() -> Non
         assert sorted(firsts.tolist()) == [0, 1]  # both of its blocks, none twice
 
 
+def test_a_token_of_a_later_block_weighs_more_on_average() -> None:
+    rows, size, length = 20_000, 8, 2
+    expected = torch.zeros(size)  # over the drawn block and how many of its tokens are hidden
+    for first in range(0, size, length):
+        for here in range(1, length + 1):
+            behind = size - first - length
+            chance_C = torch.tensor([0.0] * first + [here / length] * length + [1.0] * behind)
+            expected += chance_C * (size / (here + behind)) / size  # size/2 blocks, 2 counts
+    assert expected[::2].tolist() == pytest.approx([0.196, 0.535, 1.051, 2.218], abs=1e-3)
+    for num_views in (1, 2, 5):
+        config = BlockConfig(num_views=num_views, block_length=length)
+        trace = make_trace([list(range(size))] * rows)
+        views = block(trace, torch.arange(rows), config, KEY)
+        assert views.weight_KB is not None
+        total_BC = (views.scored_KBC * views.weight_KB[:, :, None]).sum(0)
+        error_C = total_BC.std(0) / rows**0.5
+        assert ((total_BC.mean(0) - expected).abs() <= 5 * error_C).all()
+
+
 def test_coupled_ratio_weights_are_those_of_its_parts() -> None:
     views = coupled_ratio(
         make_trace([[0, 1, 2, 3]] * 9), torch.arange(9), CoupledRatioConfig(), KEY

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift.config import KLEstimator, Normalization, PolicyLoss
+from drift.config import KLEstimator, Level, Normalization, PolicyLoss
 from drift.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
+from drift.row_objective import ScoredRows, row_objective
 from tests.conftest import bools, objective
 
 
@@ -27,6 +28,7 @@ def tokens(
         reference_logp_N=None if reference is None else torch.tensor(reference),
         advantage_N=torch.tensor(advantage),
         weight_N=torch.full((len(logp),), 1 / len(logp)),
+        num_tokens=len(logp),
     )
 
 
@@ -165,6 +167,54 @@ def test_a_row_is_averaged_over_all_its_views() -> None:
     weights = token_weights(two_views, Normalization.sample, num_rows=1, length_B=torch.tensor([4]))
     assert weights.sum().item() == 1
     assert weights[0, 0].tolist() == [0.25, 0.25, 0, 0]
+
+
+@pytest.mark.parametrize("importance", [1.0, 0.3])  # a factor of every token's weight
+def test_what_is_logged_is_a_mean_whatever_a_token_weighs(importance: float) -> None:
+    # four scored tokens: entropy 0.4 on average, KL k2 of 0.08, one of them clipped
+    seen: list[float] = []
+    for normalization in Normalization:
+        weight_N = importance * token_weights(SCORED, normalization)[SCORED]
+        batch = ScoredTokens(
+            logp_N=torch.tensor([-1.0, -1.0, -1.0, -0.5]),
+            entropy_N=torch.tensor([0.1, 0.2, 0.3, 1.0]),
+            old_logp_N=torch.tensor([-1.0] * 4),
+            reference_logp_N=torch.tensor([-1.4] * 3 + [-0.9]),
+            advantage_N=torch.ones(4),
+            weight_N=weight_N,
+            num_tokens=4,
+        )
+        config = objective(
+            policy_loss=PolicyLoss.ppo_clip, kl_coef=0.1, kl_estimator=KLEstimator.k2
+        )
+        sums = policy_objective(batch, config).sums
+        assert sums["policy/entropy"].item() == pytest.approx(0.4)
+        assert sums["kl/k2"].item() == pytest.approx(0.08)
+        assert sums["loss/clip_frac"].item() == pytest.approx(0.25)
+        seen.append(round(sums["loss/policy"].item(), 4))
+    assert len(set(seen)) == len(Normalization)  # the loss has the weights
+
+
+@pytest.mark.parametrize("normalization", list(Normalization))
+def test_of_whole_rows_too_a_mean_is_logged(normalization: Normalization) -> None:
+    # of 4 and 2 tokens; the first has moved by 0.5 a token and is clipped, the second by 0
+    moved_BC = torch.tensor([[0.5], [0.0]]).expand(2, 4) * SCORED[0]
+    rows = ScoredRows(
+        logp_KBC=moved_BC[None],
+        old_logp_KBC=torch.zeros(1, 2, 4),
+        reference_logp_KBC=(moved_BC + 0.1 * SCORED[0])[None],
+        advantage_B=torch.ones(2),
+        weights=weigh(SCORED, None, LENGTH, normalization, 2, 4),
+        group_size=2,
+    )
+    config = objective(
+        policy_loss=PolicyLoss.ppo_clip, level=Level.sequence, kl_coef=0.1,
+        kl_estimator=KLEstimator.k2,
+    )  # fmt: skip
+    sums = row_objective(rows, config).sums
+    assert sums["loss/clip_frac"].item() == pytest.approx(0.5)
+    kl = ((4 * 0.1) ** 2 / 2 / 4 + (2 * 0.1) ** 2 / 2 / 2) / 2
+    assert sums["kl/k2"].item() == pytest.approx(kl)
 
 
 @pytest.mark.parametrize("normalization", list(Normalization))

@@ -104,6 +104,7 @@ def by_parts(batch: Batch) -> Tensor:
         reference_logp_N=batch.reference[scored_KBC],
         advantage_N=advantage_KBC[scored_KBC],
         weight_N=weights.token_KBC[scored_KBC],
+        num_tokens=int(scored_KBC.sum()),
     )
     output = policy_objective(tokens, objective)
     if targets is not None:
@@ -155,7 +156,9 @@ def test_the_upper_bound_is_above_the_lower_and_has_a_gradient_where_nothing_is_
         old_logp_KBC=logp.detach(),
         reference_logp_KBC=None,
         advantage_B=torch.zeros(5),
-        weights=Weights(share_KBC=share, row_B=torch.ones(5), length_B=length),
+        weights=Weights(
+            share_KBC=share, row_B=torch.ones(5), mean_B=torch.ones(5) / 5, length_B=length
+        ),
         group_size=5,
     )
     upper = upper_bound(rows, 1.5)
@@ -199,6 +202,10 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "objective.level=token adds up a token's views, but masking=sequential scores some",
         ),
         (
+            ["objective=ppo_clip", "objective.level=token", "masking=block"],
+            "objective.level=token adds up a token's views, but masking=block scores some",
+        ),
+        (
             ["experiment=spg", "masking=coupled"],
             "objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
             "masking=coupled has not; use masking=elbo, quadrature or block",
@@ -209,7 +216,7 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
         (
             ["objective=gspo", "objective.policy_loss=boundary", "masking=replay"],
             "objective.policy_loss=boundary needs views that each estimate the whole likelihood, "
-            "which those of masking=replay do not; use masking=elbo, block, random or all",
+            "which those of masking=replay do not; use masking=elbo, random or all",
         ),
         (
             ["objective=gspo", "objective.kl_coef=0.1"],

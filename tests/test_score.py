@@ -64,6 +64,9 @@ def test_a_loaded_task_takes_settings() -> None:
     [
         ("chess", (), "task=chess: no such option of the group; options: "),
         ("countdown", ("task.size=3",), "task.size: no such option"),
+        ("countdown", ("task.reward.length_penalty=0.5",), "length_penalty=0.5 is for completions"),
+        ("countdown", ("task.reward.nfe_penalty=0.5",), "nfe_penalty=0.5 is for completions that"),
+        ("countdown", ("task.reward.truncated=zero",), "or end of them: leave it keep"),
         ("countdown", ("task.operators=x",), "task.operators='x' must be one or more of + - *"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drift import rng
 from drift.advantage import estimate
-from drift.config import ClusterConfig, Dtype, Level, RunConfig
+from drift.config import ClusterConfig, Dtype, Level, Normalization, RunConfig
 from drift.decoding import decode
 from drift.engine import Engine
 from drift.likelihood import micro_batches, score
@@ -90,6 +90,7 @@ def whole_loss(
         reference_logp_N=frozen[scored_KBC],
         advantage_N=advantages.values_B[:, None].expand_as(scored_KBC)[scored_KBC],
         weight_N=weights.token_KBC[scored_KBC],
+        num_tokens=int(scored_KBC.sum()),
     )
     return policy_objective(tokens, objective).loss
 
@@ -133,7 +134,12 @@ def test_the_updates_gradients_are_those_of_the_whole_batch(name: str) -> None:
 
 
 def test_the_entropy_is_added_to_a_loss_of_whole_rows() -> None:
-    overrides = ("objective=gspo", "objective.num_updates=1", "rollout.gen_length=8")
+    overrides = (
+        "objective=gspo",
+        "objective.num_updates=1",
+        "rollout.gen_length=8",
+        "objective.normalization=token",
+    )  # so that the mean that is logged is the loss's
     gradients: dict[float, Tensor] = {}
     totals: dict[float, float] = {}
     entropy = 0.0
@@ -152,3 +158,42 @@ def test_the_entropy_is_added_to_a_loss_of_whole_rows() -> None:
     assert totals[0.5] == pytest.approx(totals[0.0] - 0.5 * entropy, rel=1e-5)
     assert entropy > 0.1
     assert gradients[0.5] != gradients[0.0]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ("objective=ppo_clip", "masking=elbo"),
+        ("objective=ppo_clip", "masking=replay", "objective.importance=truncated"),
+        ("objective=gspo", "masking=replay"),
+    ],
+    ids=" ".join,
+)
+def test_entropy_and_kl_are_means_whatever_the_normalization(choice: tuple[str, ...]) -> None:
+    rollout, policy = sampled(), toy()
+    logged: list[tuple[float, float]] = []
+    expected = 0.0
+    for normalization in Normalization:
+        config = composed(
+            *choice, "rollout.gen_length=8", "rollout.block_length=4", "objective.num_updates=1",
+            "objective.kl_coef=0.1", "objective.kl_estimator=k2",
+            f"objective.normalization={normalization}",
+        )  # fmt: skip
+        views = build_views(rollout.trace, rollout.rows_B, config.masking, KEY)
+        scored_KBC = views.scored_KBC[:, : 2 * GROUP]  # the third group has equal rewards
+        (whole,) = micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 999)
+        entropy_N = score(policy, whole, 1.0)[1][whole.batch_N < 2 * GROUP]
+        assert len(entropy_N) == scored_KBC.sum()
+        expected = entropy_N.mean().item()
+        engine = Engine(ClusterConfig(name="local"), Dtype.float32)
+        config.optim = replace(config.optim, rows_per_forward=3)
+        trained, reference = toy(), make_policy(seed=2).double()
+        engine.prepare(trained, config.optim, 1)
+        rewards_B = torch.tensor([1.0, 0, 0, 0.5, 0, 0, 1, 1, 1, 1, 1, 1])
+        advantages = estimate(rewards_B, GROUP, config.objective.advantage)
+        found = update(engine, trained, reference, rollout, advantages, views, config).metrics
+        logged.append((found["policy/entropy"], found["kl/k2"]))
+    for entropy, kl in logged:
+        assert entropy == pytest.approx(expected, rel=1e-5)
+        assert kl == pytest.approx(logged[0][1], rel=1e-5)
+    assert logged[0][1] > 0

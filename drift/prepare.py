@@ -18,7 +18,7 @@ from drift.cli import run_command
 from drift.config import Split
 from drift.data_config import Dataset, OnError, PrepareConfig
 from drift.errors import ConfigError, DataError
-from drift.files import file_digest, flush, write_json
+from drift.files import file_digest, flush, publish, write_json
 
 if TYPE_CHECKING:
     from drift.contamination import Problem
@@ -189,8 +189,8 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
     Returns:
         The manifest with its `files`.
     """
-    beside, replaced = (folder.with_name(f".{word}-{folder.name}") for word in ("writing", "old"))
-    for leftover in (beside, replaced):  # of a command that was killed
+    beside = folder.with_name(f".writing-{folder.name}")
+    for leftover in (beside, folder.with_name(f".old-{folder.name}")):  # after a kill
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     files: Fields = {}
@@ -204,11 +204,7 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
             files[path.name] = {"n": len(records), **file_digest(path)}
     manifest = {**manifest, "files": files}
     write_json(beside / "manifest.json", manifest)
-    flush(beside)
-    if folder.exists():
-        folder.rename(replaced)
-    beside.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    publish(beside, folder)
     return manifest
 
 

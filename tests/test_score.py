@@ -10,12 +10,12 @@ import pytest
 
 import drift
 from drift.config import CountdownConfig, ScoreConfig
-from drift.data_config import OnError
+from drift.data_config import DataConfig, OnError
 from drift.errors import ConfigError, DataError
 from drift.score import run as run_score
 from drift.scoring import CHUNK, graded, load_task
 from drift.stats import wilson
-from drift.tasks.records import Record
+from drift.tasks.records import Record, read_records
 from drift.types import Score
 from tests.conftest import ROOT, Run, read_lines
 
@@ -179,10 +179,11 @@ def test_a_skipped_line_keeps_its_place(run: Run, tmp_path: Path) -> None:
     assert summary["verdicts"] == {"pass": 1, "wrong": 1}
 
 
-def grade(folder: Path, source: str, target: str) -> None:
+def grade(folder: Path, source: str, target: str, on_error: OnError = OnError.refuse) -> None:
     """What the command does, in this process."""
     task = CountdownConfig(name="countdown", prompt="{numbers}={target}", gen_length=16)
-    run_score(ScoreConfig(task=task, input=str(folder / source), output=str(folder / target)))
+    files = {"input": str(folder / source), "output": str(folder / target)}
+    run_score(ScoreConfig(task=task, data=DataConfig(on_error=on_error), **files))
 
 
 def test_grading_again_replaces_the_output_and_a_failure_leaves_it(tmp_path: Path) -> None:
@@ -206,6 +207,29 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^output=.* is the input; choose another file$"):
             grade(tmp_path, "in.jsonl", target)
     assert read_lines(tmp_path / "in.jsonl") == [RIGHT]
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for target in ("folder", "", "."):
+        with pytest.raises(ConfigError, match=r"^output=.* is no file; name the file to write$"):
+            grade(tmp_path, "missing.jsonl", target)
+
+
+def test_a_packed_output_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", RIGHT, WRONG)
+    grade(tmp_path, "in.jsonl", "out.jsonl.gz")
+    lines = [record.value for record in read_records(tmp_path / "out.jsonl.gz")]
+    assert [line["verdict"] for line in lines if isinstance(line, dict)] == ["pass", "wrong"]
+
+
+def test_bad_records_alone_are_no_accuracy(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", {"numbers": []}, {"numbers": [3]})
+    with pytest.raises(
+        DataError, match=r"in\.jsonl has no good record; .*out\.jsonl is not written"
+    ):
+        grade(tmp_path, "in.jsonl", "out.jsonl", on_error=OnError.skip)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize(

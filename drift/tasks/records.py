@@ -49,9 +49,12 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def open_data(
-    path: Path, mode: Literal["rt", "rb"], encoding: str | None = None, newline: str | None = None
+    path: Path,
+    mode: Literal["rt", "rb", "wt"],
+    encoding: str | None = None,
+    newline: str | None = None,
 ) -> IO[Any]:
-    """Open a file that may be packed as .gz."""
+    """Open a file that is packed if its name ends in .gz."""
     if path.suffix.lower() == ".gz":
         return cast(IO[Any], gzip.open(path, mode, encoding=encoding, newline=newline))
     return path.open(mode, encoding=encoding, newline=newline)

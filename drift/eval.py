@@ -4,7 +4,6 @@ With `-m` over tasks and lengths it is a grid with one table of results (docs/ev
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from drift import live
 from drift.cli import run_command
 from drift.config import EvalRunConfig
 from drift.launch import in_ranks
@@ -129,7 +129,7 @@ def show(results: Path, group: "Group") -> None:
     """The command's own cells on the terminal, and where the rest is."""
     from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = live.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]
     short = dict(zip(names, short_names(names), strict=True))
     head = header(group.protocol["samples"], every_k=False)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import drift
+from drift.cli import CONF
 from drift.config import CountdownConfig, ScoreConfig
 from drift.data_config import DataConfig, OnError
 from drift.errors import ConfigError, DataError
@@ -88,6 +90,14 @@ def test_a_bad_record_is_named_by_its_number(record: dict[str, Any], reason: str
     with pytest.raises(DataError) as caught:
         drift.score("countdown", [RIGHT, record])
     assert str(caught.value) == f"record 2: {reason}"
+
+
+def test_a_task_is_loaded_inside_an_application_of_hydra() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert drift.score("countdown", [RIGHT])[0].correct
+        with pytest.raises(ConfigError, match="task=chess"):
+            load_task("chess")
+        assert compose("score").task.name == "countdown"  # the application's own goes on
 
 
 @pytest.mark.parametrize("first", ["", "import drift.score; ", "from drift import score; "])
@@ -237,6 +247,7 @@ def test_bad_records_alone_are_no_accuracy(tmp_path: Path) -> None:
     [
         (("output=out.jsonl",), "input is not set; add input=VALUE"),
         (("task=chess", "input=in.jsonl", "output=out.jsonl"), "task=chess: no such option"),
+        (("input=in.jsonl", "output=/dev/null/out.jsonl"), "/dev/null: File exists"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -53,9 +53,10 @@ def convert(
     Raises:
         DataError: a record is bad and `on_error` does not say to skip it.
     """
+    from drift.scoring import load_task
     from drift.sources import SOURCES
 
-    source = SOURCES[dataset]
+    source, task = SOURCES[dataset], load_task(dataset)
     splits: Splits = {split: [] for split in Split}
     bad: list[str] = []
     unused: list[str] = []
@@ -71,8 +72,10 @@ def convert(
                 if split is None:
                     unused.append(name)
                     continue
-                splits[split].append({"id": name, **source.convert(raw.value)})
-            except (KeyError, ValueError) as error:
+                ours = {"id": name, **source.convert(raw.value)}
+                task.example(ours)  # what the task could not read is not written
+                splits[split].append(ours)
+            except ValueError as error:
                 fault = fault_of(error, raw.place)
                 if on_error == OnError.refuse:
                     raise DataError(fault) from None
@@ -84,8 +87,6 @@ def convert(
 
 def fault_of(error: Exception, place: str) -> str:
     """`file:line: field: reason`"""
-    if isinstance(error, KeyError):
-        return f"{place}: {error.args[0]}: missing"
     return str(error) if isinstance(error, DataError) else f"{place}: {error}"
 
 
@@ -114,7 +115,7 @@ def problems_in(paths: list[str]) -> list["Problem"]:
                 raise record.value
             try:
                 found.append(problem_of(record.value))
-            except KeyError as error:
+            except ValueError as error:
                 raise DataError(fault_of(error, record.place)) from None
     return found
 

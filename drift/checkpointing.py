@@ -21,7 +21,7 @@ from torch import Tensor
 from drift import live, zero
 from drift.engine import Engine
 from drift.errors import CheckpointError
-from drift.files import file_digest, flush, write_json
+from drift.files import file_digest, flush, out_of_the_way, publish, write_json
 from drift.policy import lora
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import read_json, save_policy, stored_weights
@@ -67,7 +67,8 @@ def save(
     together(engine, beside, lambda: digests.update(flushed_digests(beside, engine)))
     files = {name: digest for part in engine.gather([digests]) for name, digest in part.items()}
     state = {"step": step, "progress": progress, "engine": engine.progress(), "files": files}
-    together(engine, beside, lambda: publish(beside, target, state), main_only=True)
+    together(engine, beside, lambda: write_json(beside / "state.json", state), main_only=True)
+    together(engine, beside, lambda: publish(beside, target), main_only=True)
     return target
 
 
@@ -171,22 +172,6 @@ def flushed_digests(beside: Path, engine: Engine) -> dict[str, Any]:
         digests[name] = file_digest(beside / name)
         engine.watchdog.beat()
     return digests
-
-
-def publish(beside: Path, target: Path, state: dict[str, Any]) -> None:
-    """Give a whole checkpoint its name."""
-    write_json(beside / "state.json", state)
-    flush(beside)
-    replaced = out_of_the_way(target) if target.exists() else None
-    beside.rename(target)
-    flush(target.parent)
-    if replaced:
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def out_of_the_way(target: Path) -> Path:
-    """Take a checkpoint's name from it; what a kill leaves of it, `make_room` removes."""
-    return target.rename(target.with_name(f".old-{target.name}"))
 
 
 def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:

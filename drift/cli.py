@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import io
 import logging
 import os
 import sys
@@ -150,11 +151,22 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
 )
 
 
+def settle_streams() -> None:
+    """A closed stream is an empty one; a character that one cannot show is written as \\xe9."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_command(name: str, run: Callable[[Any], None]) -> None:
     """Compose conf/<name>.yaml with the command line and call `run` with the typed config.
 
     Exit codes: 0, 1 for a user's mistake (one line, no traceback), 2 for a malformed override.
     """
+    settle_streams()
     register()
     help.register()
     help.refuse_wrong_flags(sys.argv[1:])
@@ -169,7 +181,9 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
             return sweep.attempt(sweep.job_card(HydraConfig.get()), typed_config, run, run_fault)
         try:
             run(typed_config)
-        except (DriftError, MemoryError, RuntimeError) as error:
+        except BrokenPipeError:
+            raise
+        except (*USER_ERRORS, MemoryError, RuntimeError) as error:
             fault = run_fault(error)
             if fault is None:
                 raise

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from drift import live
 from drift.cli import run_command
 from drift.config import CompareConfig, MlflowConfig
 from drift.differences import differing, unnamed
@@ -164,7 +165,6 @@ class Comparison:
 
 def show(comparison: Comparison) -> None:
     """The table on the terminal."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{comparison.title}: {comparison.counts()}")
@@ -173,14 +173,14 @@ def show(comparison: Comparison) -> None:
         table.add_column(name, justify="left" if number < fixed else "right")
     for group in comparison.groups:
         table.add_row(*comparison.row(group))
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = live.console(200)
     console.print(table)
     for run in comparison.runs:
         if run.status != "finished":
             reason = f": {run.error}" if run.error else ""
-            console.print(f"run {run.name}: {run.status}{reason}", markup=False, soft_wrap=True)
+            console.print(f"run {run.name}: {run.status}{reason}", soft_wrap=True)
     for line in comparison.findings():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def write_report(folder: Path, comparison: Comparison, address: str | None) -> list[Path]:

@@ -2,9 +2,10 @@
 
 import sys
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from drift import live
 from drift.cli import run_command
 from drift.config import DoctorConfig
 
@@ -54,9 +55,9 @@ def run(config: DoctorConfig) -> None:
         findings = examine(patient)
     table = Table("check", "finding", "verdict", title=str(config.model.path))
     for finding in findings:
-        verdict = "[green]ok[/]" if finding.healthy else "[red]FAILED[/]"
+        verdict = Text("ok", "green") if finding.healthy else Text("FAILED", "red")
         table.add_row(finding.name, finding.text, verdict)
-    Console().print(table)
+    live.console().print(table)
     if not all(finding.healthy for finding in findings):
         sys.exit(1)
 

@@ -213,7 +213,7 @@ class Engine:
         """Clip, update, advance the schedule; returns the gradient's norm before clipping.
 
         Raises:
-            TrainingError: the norm is not finite; the run's last checkpoint is whole.
+            TrainingError: the norm is not finite; what the run has saved is whole.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_ratio"]
@@ -228,7 +228,7 @@ class Engine:
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient's norm is {norm}: lower optim.lr or objective.kl_coef, or use "
-                "model.dtype=float32; the last checkpoint is whole"
+                "model.dtype=float32; what was saved before is whole"
             )
         if not self.stage:
             self.optimizer.step()

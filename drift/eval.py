@@ -4,7 +4,6 @@ With `-m` over tasks and lengths it is a grid with one table of results (docs/ev
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from drift import live
 from drift.cli import run_command
 from drift.config import EvalRunConfig
+from drift.errors import CheckpointError
 from drift.launch import in_ranks
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def run(config: EvalRunConfig) -> None:
     examples = task.examples(config.split)[: config.eval.max_examples]
     names = list(dict.fromkeys(config.checkpoints or [config.model.path]))
     paths = [find_checkpoint(policy_folder(name), config.model.revision) for name in names]
+    for path in paths:
+        look_at(path, config.model.revision)
     engine = Engine(config.cluster, config.model.dtype)
     results = Path(engine.agree(config.results or config.output_dir))
     content = protocol(config, task, examples)
@@ -61,6 +64,28 @@ def run(config: EvalRunConfig) -> None:
     if engine.is_main:
         show(results, group_of(folder))
     engine.close()
+
+
+def look_at(folder: Path, revision: str | None) -> None:
+    """Refuse at once what would end the command when the checkpoint's turn comes.
+
+    Raises:
+        CheckpointError: by its small files it can answer no prompt.
+    """
+    from drift.policy import lora
+    from drift.policy.loading import detect_family, find_checkpoint, load_tokenizer, read_json
+    from drift.policy.shards import shard_of_tensor
+
+    if (folder / lora.CONFIG).exists():
+        base = read_json(folder / lora.CONFIG).get("base_model_name_or_path")
+        folder = find_checkpoint(str(base), revision)
+    detect_family(read_json(folder / "config.json"), folder)
+    shard_of_tensor(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise CheckpointError(
+            f"{folder} has no tokenizer with a chat template; add a chat_template.jinja"
+        )
 
 
 def finish_cell(
@@ -129,7 +154,7 @@ def show(results: Path, group: "Group") -> None:
     """The command's own cells on the terminal, and where the rest is."""
     from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = live.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]
     short = dict(zip(names, short_names(names), strict=True))
     head = header(group.protocol["samples"], every_k=False)

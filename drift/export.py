@@ -1,12 +1,14 @@
 """A folder for the official code: `python -m drift.export checkpoint=RUN/... output=FOLDER`."""
 
 import logging
+import re
 from pathlib import Path
 
 from drift.cli import run_command
 from drift.config import ExportConfig
 from drift.errors import ConfigError
 
+SIZE = re.compile(r"[1-9]\d*[KMGT]B")
 log = logging.getLogger("drift")
 
 
@@ -15,6 +17,11 @@ def run(config: ExportConfig) -> None:
     output = Path(config.output)
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"output={output} is not empty; choose a new folder")
+    if not SIZE.fullmatch(config.max_shard_size):
+        raise ConfigError(
+            f"max_shard_size={config.max_shard_size} must be a whole number above 0 with KB, MB, "
+            "GB or TB, for example 5GB"
+        )
     import torch
 
     from drift.policy.loading import load_policy, policy_folder, save_policy

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,21 @@ def write_json(path: Path, value: object) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def publish(beside: Path, target: Path) -> None:
+    """Give a folder that is written whole its name, and remove what stood there."""
+    flush(beside)
+    replaced = out_of_the_way(target) if target.exists() else None
+    beside.rename(target)
+    flush(target.parent)
+    if replaced:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def out_of_the_way(folder: Path) -> Path:
+    """Take its name from a folder that is to be removed: a kill then leaves no half one."""
+    return folder.rename(folder.with_name(f".old-{folder.name}"))
 
 
 @contextmanager

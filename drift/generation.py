@@ -1,5 +1,6 @@
 """Completions of a user's own prompts, as a library call."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from drift.validate import validate
 
 DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}
 BLOCK_LENGTH, THRESHOLD = 32, 0.9
+SURROGATE = re.compile("[\ud800-\udfff]")  # what Python reads for a byte that is not UTF-8
 
 
 def generate(
@@ -96,6 +98,11 @@ def complete(
     if not prompts:
         raise ConfigError("there is no prompt to complete")
     chat = chat and policy.tokenizer.chat_template is not None
+    if system is not None and not chat:
+        raise ConfigError(
+            "task.system is set, but no chat template takes it up: chat=false, or the checkpoint "
+            "has none; remove it"
+        )
     task = TaskConfig(system=system)
     examples = [
         Example(key=f"prompt {i}", prompt=text, fields={}) for i, text in enumerate(prompts, 1)
@@ -105,6 +112,8 @@ def complete(
     for example in examples:
         if not example.prompt.strip():
             raise RolloutError(f"{example.key} is empty")
+        if SURROGATE.search(example.prompt + (system or "")):
+            raise RolloutError(f"{example.key} or task.system is not UTF-8; convert it")
         ids.append(encode(policy, task, example) if chat else raw(policy, example.prompt))
         if len(ids[-1]) > limit:
             raise RolloutError(

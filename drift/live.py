@@ -28,12 +28,22 @@ ON_VIEW = {"on_view": True}  # `extra` of a log record that a view shows: for th
 
 def on_terminal() -> bool:
     """Whether there is somebody to show something to."""
-    if not sys.stdout.isatty() or ranks.find().rank:
+    if sys.stdout is None or not sys.stdout.isatty() or ranks.find().rank:
         return False
     from rich import get_console
 
     console = get_console()
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def console(width: int | None = None) -> "Console":
+    """For tables with names and texts of users, shown letter by letter: `[b]` is no markup.
+
+    width: where standard output is no terminal.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else width)
 
 
 @contextmanager

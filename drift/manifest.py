@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
+from drift.config import RunConfig, SFTConfig
 from drift.engine import gpu_names
+from drift.files import write_json
 from drift.types import Example
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "hydra-core", "mlflow")
@@ -78,3 +81,11 @@ def build_manifest(seed: int, data: dict[str, Any], prompt: str) -> dict[str, An
         "seed": seed,
         "machine": machine(),
     }
+
+
+def write_origin(config: RunConfig | SFTConfig, data: dict[str, Any], prompt: str) -> None:
+    """config.yaml and manifest.json (`build_manifest`) in the run's folder."""
+    folder = Path(config.output_dir)
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_json(folder / "manifest.json", build_manifest(config.seed, data, prompt))

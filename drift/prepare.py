@@ -18,7 +18,7 @@ from drift.cli import run_command
 from drift.config import Split
 from drift.data_config import Dataset, OnError, PrepareConfig
 from drift.errors import ConfigError, DataError
-from drift.files import file_digest, flush, write_json
+from drift.files import file_digest, flush, publish, write_json
 
 if TYPE_CHECKING:
     from drift.contamination import Problem
@@ -53,9 +53,10 @@ def convert(
     Raises:
         DataError: a record is bad and `on_error` does not say to skip it.
     """
+    from drift.scoring import load_task
     from drift.sources import SOURCES
 
-    source = SOURCES[dataset]
+    source, task = SOURCES[dataset], load_task(dataset)
     splits: Splits = {split: [] for split in Split}
     bad: list[str] = []
     unused: list[str] = []
@@ -71,8 +72,10 @@ def convert(
                 if split is None:
                     unused.append(name)
                     continue
-                splits[split].append({"id": name, **source.convert(raw.value)})
-            except (KeyError, ValueError) as error:
+                ours = {"id": name, **source.convert(raw.value)}
+                task.example(ours)  # what the task could not read is not written
+                splits[split].append(ours)
+            except ValueError as error:
                 fault = fault_of(error, raw.place)
                 if on_error == OnError.refuse:
                     raise DataError(fault) from None
@@ -84,8 +87,6 @@ def convert(
 
 def fault_of(error: Exception, place: str) -> str:
     """`file:line: field: reason`"""
-    if isinstance(error, KeyError):
-        return f"{place}: {error.args[0]}: missing"
     return str(error) if isinstance(error, DataError) else f"{place}: {error}"
 
 
@@ -114,7 +115,7 @@ def problems_in(paths: list[str]) -> list["Problem"]:
                 raise record.value
             try:
                 found.append(problem_of(record.value))
-            except KeyError as error:
+            except ValueError as error:
                 raise DataError(fault_of(error, record.place)) from None
     return found
 
@@ -189,8 +190,8 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
     Returns:
         The manifest with its `files`.
     """
-    beside, replaced = (folder.with_name(f".{word}-{folder.name}") for word in ("writing", "old"))
-    for leftover in (beside, replaced):  # of a command that was killed
+    beside = folder.with_name(f".writing-{folder.name}")
+    for leftover in (beside, folder.with_name(f".old-{folder.name}")):  # after a kill
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     files: Fields = {}
@@ -204,11 +205,7 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
             files[path.name] = {"n": len(records), **file_digest(path)}
     manifest = {**manifest, "files": files}
     write_json(beside / "manifest.json", manifest)
-    flush(beside)
-    if folder.exists():
-        folder.rename(replaced)
-    beside.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    publish(beside, folder)
     return manifest
 
 

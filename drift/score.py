@@ -2,8 +2,9 @@
 
 Each input record has the data fields of the task and `completion`. Each output line, in the same
 order: `line` (of the record in the input), its `id` and `task_id` if it has them, and the fields of
-`drift.types.Score`. With data.on_error=skip a bad record has the verdict `bad_record`, reward 0 and
-a `reason`; it counts in none of the summary's figures but its own.
+`drift.types.Score`; an output that ends in .gz is packed. With data.on_error=skip a bad record has
+the verdict `bad_record`, reward 0 and a `reason`; it counts in none of the summary's figures but
+its own.
 """
 
 import json
@@ -74,10 +75,12 @@ class Summary:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
     """A new file that takes the path's place when all of it is written, and never a part."""
+    from drift.tasks.records import open_data
+
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".writing-{path.name}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        with open_data(beside, "wt", encoding="utf-8") as file:
             yield file
         flush(beside)
         beside.replace(path)
@@ -95,6 +98,8 @@ def run(config: ScoreConfig) -> None:
     source, target = Path(config.input).expanduser(), Path(config.output).expanduser()
     if source.resolve() == target.resolve():
         raise ConfigError(f"output={target} is the input; choose another file")
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"output={target} is no file; name the file to write")
     task = build_task(config.task, config.data.on_error)
     summary = Summary()
     total = sum(1 for _ in read_records(source)) if live.on_terminal() else 0
@@ -106,7 +111,9 @@ def run(config: ScoreConfig) -> None:
             if isinstance(result, DataError) and summary.verdicts[BAD] <= SHOWN:
                 log.warning("bad record: %s", result)
             bar.advance()
-    figures = summary.as_dict()
+        figures = summary.as_dict()
+        if not figures["n"]:
+            raise DataError(f"{source} has no good record; {target} is not written")
     origin = {"task": config.task.name, "input": {"path": str(source), **file_digest(source)}}
     write_json(target.with_suffix(".summary.json"), origin | figures)
     log.info("accuracy %s", Accuracy(correct=summary.correct, n=figures["n"]))

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from drift.cli import CONF, explain, typed
 from drift.config import ScoreConfig, register
@@ -31,11 +32,14 @@ def load_task(name: str, *overrides: str) -> Task:
     """
     register()
     given = [f"task={name}", "input=''", "output=''", *overrides]
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # of the caller
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config: ScoreConfig = typed(compose("score", overrides=given))
     except Exception as error:  # whatever Hydra raises while it composes
         raise ConfigError(explain(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
     validate(config)
     return build_task(config.task, config.data.on_error)
 

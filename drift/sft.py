@@ -3,9 +3,12 @@
 Loss of a completion x of C tokens (LLaDA, arXiv 2502.09992, eq. 3):
     E_{t ~ U(0,1)} (1 / (t C)) sum_i 1[token i masked] (-log p(x_i | what is not masked))
 with each token masked with probability t. The t of a batch are stratified over (0, 1).
+
+The run's folder gets the policy, whole, every `eval.every` steps and at the last, in `policy/`.
 """
 
 import logging
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +16,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drift import live, rng
+from drift import live, ranks, rng
+from drift.checkpointing import together
 from drift.cli import run_command
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
 from drift.engine import Engine
 from drift.errors import ConfigError, DataError
-from drift.evaluation import evaluate, load_problems
+from drift.evaluation import Problems, evaluate, load_problems
+from drift.files import flush, publish
+from drift.manifest import data_digests, write_origin
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
-from drift.prompts import encode_all
+from drift.prompts import encode_all, render
+from drift.stores import STEP, TIME
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
+from drift.tracking import MetricsFile
 from drift.types import Example
 
 MIN_T = 0.03  # bounds the weight 1/t
@@ -100,7 +108,60 @@ def sft_step(
     return total
 
 
+def save(engine: Engine, policy: Policy, folder: Path) -> None:
+    """Write a policy beside, then give it its name; until then the one before keeps it."""
+    for leftover in folder.parent.glob(f".*-{folder.name}"):  # of a run that was killed
+        shutil.rmtree(leftover)
+    beside = folder.with_name(f".writing-{folder.name}")
+    together(engine, beside, lambda: save_policy(policy, beside))
+    for file in beside.iterdir():
+        flush(file)
+    publish(beside, folder)
+
+
+def fit(
+    engine: Engine,
+    policy: Policy,
+    task: GeneratedTask,
+    problems: Problems,
+    data: tuple[Tensor, ...],
+    config: SFTConfig,
+) -> None:
+    """Every step; the policy is saved and evaluated each `eval.every` and at the last."""
+    folder, every, last = Path(config.output_dir), config.eval.every, config.num_steps
+    file = MetricsFile(folder / "metrics.jsonl")
+    greedy = replace(config.rollout, temperature=0.0)
+    started, loss = time.perf_counter(), 0.0
+    with live.bar("fine-tuning steps", last) as bar:
+        for step in range(1, last + 1):
+            loss += sft_step(engine, policy, data, step - 1, config) / config.sft.log_every
+            metrics: dict[str, float] = {}
+            if step % config.sft.log_every == 0:
+                seconds = time.perf_counter() - started
+                log.info("step %d loss %.4f %.0f s", step, loss, seconds)
+                metrics["loss/sft"], loss = loss, 0.0
+            if step == last or (every and step % every == 0):
+                save(engine, policy, folder / "policy")  # first: an evaluation may fail
+                log.info("step %d saved", step)
+                result = evaluate(engine, policy, task, problems, greedy)
+                log.info("step %d validation accuracy %s", step, result.accuracy)
+                metrics |= {"eval/accuracy": result.accuracy.value, "eval/nfe": result.nfe_mean}
+            if metrics:
+                file.append({STEP: step, TIME: round(time.time(), 3), **metrics})
+            bar.advance()
+
+
 def run(config: SFTConfig) -> None:
+    """Fine-tune; whatever ends the run, say what is saved of it."""
+    cluster, target = config.cluster, Path(config.output_dir) / "policy"
+    processes = max(ranks.find().number, (cluster.num_processes or 1) * cluster.num_machines)
+    if processes > 1 or cluster.zero_stage:
+        raise ConfigError(
+            "drift.sft runs in one process; set cluster.num_processes=1 cluster.num_machines=1 "
+            "cluster.zero_stage=0, and start it by itself"
+        )
+    if target.exists():
+        raise ConfigError(f"{target} is there already; choose another hydra.run.dir")
     task = build_task(config.task, config.data.on_error)
     if not isinstance(task, GeneratedTask):
         raise DataError(
@@ -108,32 +169,23 @@ def run(config: SFTConfig) -> None:
             "arithmetic, countdown, one_line_code or sudoku"
         )
     examples = {split: task.examples(split) for split in Split}
-    check_overlap(task, examples, config.data.max_overlap)
-    engine = Engine(config.cluster, config.model.dtype)
-    if engine.num_ranks > 1 or engine.stage:
-        raise ConfigError("drift.sft runs in one process; set cluster.zero_stage=0")
+    overlap = check_overlap(task, examples, config.data.max_overlap)
+    engine = Engine(cluster, config.model.dtype)
     policy = load_model(config.model, device=engine.device, trained=engine.partition)
     problems = load_problems(policy, examples[Split.validation], Split.validation, config)
     data = demonstrations(policy, task, examples[Split.train], config)
     engine.prepare(policy, config.optim, config.num_steps)
+    digests = data_digests({split.value: found for split, found in examples.items()})
+    facts = {"data": digests, "overlap": overlap, "skipped_records": task.skipped}
+    write_origin(config, facts, render(policy, config.task, examples[Split.train][0]))
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
-    greedy = replace(config.rollout, temperature=0.0)
-    started, loss = time.perf_counter(), 0.0
-    with live.bar("fine-tuning steps", config.num_steps) as bar:
-        for step in range(config.num_steps):
-            loss += sft_step(engine, policy, data, step, config) / config.sft.log_every
-            if (step + 1) % config.sft.log_every == 0:
-                seconds = time.perf_counter() - started
-                log.info("step %d loss %.4f %.0f s", step + 1, loss, seconds)
-                loss = 0.0
-            if config.eval.every and (step + 1) % config.eval.every == 0:
-                result = evaluate(engine, policy, task, problems, greedy)
-                log.info("step %d validation accuracy %s", step + 1, result.accuracy)
-            bar.advance()
-    result = evaluate(engine, policy, task, problems, greedy)
-    folder = Path(config.output_dir) / "policy"
-    save_policy(policy, folder)
-    log.info("validation accuracy %s; saved %s", result.accuracy, folder)
+    try:
+        fit(engine, policy, task, problems, data, config)
+    except BaseException:
+        saved = f"the policy saved last is {target}" if target.exists() else "nothing is saved"
+        log.warning("ended early; %s", saved)
+        raise
+    log.info("saved %s", target)
 
 
 if __name__ == "__main__":

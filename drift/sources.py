@@ -89,11 +89,14 @@ def countdown(raw: Fields) -> Fields:
         if not re.fullmatch(r"\d+(,\d+)+", numbers) or not re.fullmatch(r"\d+", target):
             raise ValueError(f"input, output: {numbers!r}, {target!r} are not numbers and a target")
         return {"numbers": [int(number) for number in numbers.split(",")], "target": int(target)}
-    field = "nums" if "nums" in raw else "numbers"
+    numbers = integers(raw, "nums" if "nums" in raw else "numbers")
+    return {"numbers": numbers, "target": integer(raw, "target", -(10**9), 10**9)}
+
+
+def integers(raw: Fields, field: str) -> list[int]:
     if not isinstance(raw.get(field), list):
         raise ValueError(f"{field}: {raw.get(field)!r} is not a list")
-    numbers = [integer({field: number}, field, 0, 10**9 - 1) for number in raw[field]]
-    return {"numbers": numbers, "target": integer(raw, "target", -(10**9), 10**9)}
+    return [integer({field: number}, field, 0, 10**9 - 1) for number in raw[field]]
 
 
 def sudoku(raw: Fields) -> Fields:
@@ -181,13 +184,13 @@ SOURCES: dict[Dataset, Source] = {
 
 
 def problem_of(record: Fields) -> Problem:
-    """What tells a record of ours from another: see contamination.py."""
+    """What tells a record of ours from another: see contamination.py; ValueError if it is bad."""
     if "numbers" in record:
-        numbers = ",".join(map(str, sorted(record["numbers"])))
-        return Problem(key=f"{numbers}:{record['target']}", text="")
+        numbers = ",".join(map(str, sorted(integers(record, "numbers"))))
+        return Problem(key=f"{numbers}:{integer(record, 'target', -(10**9), 10**9)}", text="")
     if "puzzle" in record:
-        return Problem(key=record["puzzle"], text="")
-    text = record["question"].partition(SHOWN_TESTS)[0]
+        return Problem(key=string(record, "puzzle"), text="")
+    text = string(record, "question").partition(SHOWN_TESTS)[0]
     return Problem(key=plain(text), text=text)
 
 

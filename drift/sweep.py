@@ -8,7 +8,6 @@ written. A job that fails is noted and told, and the others go on; a finished on
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -299,15 +298,13 @@ def tell(sweep: Path) -> int:
     Returns:
         How many jobs are not finished.
     """
-    from rich.console import Console
-
     content = refresh(sweep)
     jobs = content["jobs"]
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = live.console(120)
     console.print(table(content, str(sweep)))
     for job in jobs:
         if job.get("error"):
-            console.print(f"job {job['num']}: {job['error']}", markup=False, soft_wrap=True)
+            console.print(f"job {job['num']}: {job['error']}", soft_wrap=True)
     if any(job.get("steps") for job in jobs):
         console.print(f"compare: python -m drift.compare sweep={sweep}", soft_wrap=True)
     return sum(job["status"] != "finished" for job in jobs)
@@ -324,12 +321,13 @@ def tell_begun() -> str:
 def table(content: dict[str, Any], title: str) -> "Table":
     """A row for each job of sweep.json."""
     from rich.table import Table
+    from rich.text import Text
 
     swept = content["swept"]
     shown = Table("job", *swept, "status", "steps", "accuracy", "seconds", title=title)
     for job in content["jobs"]:
         settings = by_key(job["overrides"])
-        status = f"[{STYLES.get(job['status'], 'dim')}]{job['status']}[/]"
+        status = Text(job["status"], STYLES.get(job["status"], "dim"))
         figures = [
             form.format(job[name]) if job.get(name) is not None else ""
             for name, form in (("steps", "{}"), ("accuracy", "{:.3f}"), ("wall_s", "{:.0f}"))

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
-from drift.files import load_json, write_json
+from drift.files import load_json
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
 
@@ -232,7 +232,7 @@ def place_line(config: RunConfig, engine: "Engine") -> str:
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
     from drift import checkpointing
-    from drift.manifest import build_manifest, data_digests
+    from drift.manifest import data_digests, write_origin
     from drift.prompts import render
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
@@ -245,11 +245,10 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     if other or (resumed and resumed[0] == Path(config.resume)):  # or another branch
         tracker.forget()
     (folder / "evals").mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     first = trainer.problems[Split.train].examples[0]
     prompt = render(trainer.policy, config.task, first)
     facts = {"data": digests, "overlap": overlap, "skipped_records": trainer.task.skipped}
-    write_json(folder / "manifest.json", build_manifest(config.seed, facts, prompt))
+    write_origin(config, facts, prompt)
     name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
     done = trainer.progress.step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)

@@ -22,7 +22,6 @@ from drift.config import (
     RunConfig,
     SandboxConfig,
     ScoreConfig,
-    SFTConfig,
     SlurmConfig,
     SubmititConfig,
     SudokuConfig,
@@ -34,12 +33,15 @@ from drift.validate_learning import curriculum_problems, masking_problems, objec
 
 MIN_MEMORY_MB = 128
 POSITIVE = (
+    "model.lora.alpha",
     "rollout.prompts_per_step",
     "rollout.gen_length",
     "rollout.block_length",
     "rollout.steps",
     "rollout.max_rows",
     "rollout.group_size",
+    "rollout.top_k",
+    "rollout.refresh_every",
     "optim.lr",
     "optim.max_grad_norm",
     "optim.eps",
@@ -85,6 +87,8 @@ POSITIVE = (
     "toy.sharpness",
 )
 NOT_NEGATIVE = (
+    "model.lora.rank",
+    "rollout.horizon",
     "rollout.temperature",
     "rollout.position_temperature",
     "objective.clip_low",
@@ -108,6 +112,7 @@ NOT_NEGATIVE = (
     "traces.every",
 )
 FINITE = (
+    "model.lora.alpha",
     "rollout.position_temperature",
     "optim.lr",
     "optim.beta1",
@@ -137,9 +142,16 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (POSITIVE, lambda value: not value <= 0, "greater than 0"),
     (NOT_NEGATIVE, lambda value: not value < 0, "0 or more"),
     (FINITE, isfinite, "a finite number"),
+    (("rollout.top_p",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
     (("optim.beta1", "optim.beta2"), lambda value: 0 <= value < 1, "from 0 to below 1"),
     (
-        ("curriculum.decay", "objective.value.gamma", "objective.value.gae_lambda"),
+        (
+            "curriculum.decay",
+            "data.max_overlap",
+            "objective.value.gamma",
+            "objective.value.gae_lambda",
+            "sft.habit_share",
+        ),
         lambda value: 0 <= value <= 1,
         "from 0 to 1",
     ),
@@ -170,14 +182,15 @@ def out_of_range(config: object) -> Iterator[str]:
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
+    lora = config.model.lora
+    if lora.rank and not lora.targets:
+        yield f"model.lora.targets=[] trains nothing with model.lora.rank={lora.rank}; name a layer"
     yield from _rollout(config.rollout)
     yield from _rollout_with_others(config)
     yield from _task(config.task)
     yield from _cluster(config.cluster)
     if isinstance(config.cluster, SubmititConfig):
         yield from _submitit(config.cluster)
-    if isinstance(config, RunConfig | SFTConfig) and not 0 <= config.data.max_overlap <= 1:
-        yield f"data.max_overlap={config.data.max_overlap} must be within 0 and 1"
     if isinstance(config, RunConfig):
         yield from masking_problems(config)
         yield from objective_problems(config)
@@ -185,8 +198,6 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield from _ranks(config)
     if isinstance(config, EvalRunConfig):
         yield from _samples(config)
-    if isinstance(config, SFTConfig) and not 0 <= config.sft.habit_share <= 1:
-        yield f"sft.habit_share={config.sft.habit_share} must be within 0 and 1"
 
 
 def _rollout(rollout: RolloutConfig) -> Iterator[str]:
@@ -207,7 +218,6 @@ def _rollout(rollout: RolloutConfig) -> Iterator[str]:
             f"(gen_length / block_length), from {num_blocks} to {rollout.gen_length}"
         )
     yield from _remasking(rollout)
-    yield from _sampling(rollout)
     yield from _cache(rollout)
 
 
@@ -242,23 +252,12 @@ def _remasking(rollout: RolloutConfig) -> Iterator[str]:
         )
 
 
-def _sampling(rollout: RolloutConfig) -> Iterator[str]:
-    if rollout.top_p is not None and not 0 < rollout.top_p <= 1:
-        yield f"rollout.top_p={rollout.top_p} must be above 0 and at most 1"
-    if rollout.top_k is not None and rollout.top_k < 1:
-        yield f"rollout.top_k={rollout.top_k} must be 1 or more"
-
-
 def _cache(rollout: RolloutConfig) -> Iterator[str]:
     cached, prefix = rollout.cache != CacheMode.none, rollout.cache == CacheMode.prefix
     yield from _only_with(rollout, "horizon", prefix, "rollout.cache=prefix")
     yield from _only_with(rollout, "refresh_every", cached, "rollout.cache=prefix or dual")
-    if rollout.horizon is not None and rollout.horizon < 0:
-        yield f"rollout.horizon={rollout.horizon} must be 0 or more"
     if rollout.compile and not cached:
         yield "rollout.compile=true applies to rollout.cache=prefix or dual only"
-    if rollout.refresh_every is not None and rollout.refresh_every < 1:
-        yield f"rollout.refresh_every={rollout.refresh_every} must be 1 or more"
 
 
 def _rollout_with_others(config: BaseConfig) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """A user's mistakes: one line that says what is wrong, exit code 1, nothing written."""
 
 import fcntl
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +170,10 @@ def test_help_and_composed_config_are_printed(run: Run) -> None:
     shown = run("train", "--help").stdout
     assert re.search(r"\*sequential +Hide what was committed", shown)
     assert "low_prob_threshold: 0.6" in run("train", "--cfg", "job").stdout
+
+
+def test_what_a_stream_cannot_show_is_written_as_its_code() -> None:
+    code = "from drift.cli import settle_streams as s; s(); print('é1', '\\udcff')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"\\xe91 \\udcff\n", b"")

@@ -84,8 +84,9 @@ def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> 
 
 
 def test_the_command_prints_a_verdict_a_line_and_exits_with_one(run: Run, tmp_path: Path) -> None:
-    shown = run("doctor").stdout
+    shown = run("doctor", "task.prompt='{numbers}={target} [/b]'").stdout
     assert shown.count("ok") >= 8
+    assert " [/b]<" in shown  # no markup
     folder = tmp_path / "spoilt"
     shutil.copytree(ROOT / "data" / "tiny-countdown", folder)
     config = json.loads((folder / "config.json").read_text())

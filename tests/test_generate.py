@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import drift
 from drift.errors import ConfigError, RolloutError
-from drift.generate import Screen, lines_of, literal, style_of
-from drift.generation import generate
+from drift.generate import HOW, Screen, lines_of, literal, style_of
+from drift.generation import complete, generate, rollout_config
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
 from drift.policy.lora import factors, save_adapter
@@ -244,6 +244,22 @@ def test_only_texts_are_taken_literally() -> None:
     assert literal("prompt") == "prompt"
 
 
+def test_odd_streams_lose_nothing(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m drift.generate"
+    for line, code, said in (
+        (f"{command} <&-", 1, f"standard input is empty; {HOW}"),
+        (f"{command} prompt=$'3 \\xff'", 1, "prompt 1 or task.system is not UTF-8; convert it"),
+        (f"{command} 'prompt=3 9 5=7' trace=page.html >&-", 0, "trace: page.html"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stderr.splitlines()[-1].removeprefix("drift: ") == said
+        assert code == 0 or len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "page.html").exists()
+
+
 def test_lines_are_prompts_whatever_ends_them() -> None:
     assert lines_of("f", "\ufeffa\r\nb c \nd\u2028e".encode()) == ["a", "b c ", "d\u2028e"]
 
@@ -325,6 +341,11 @@ def test_watch_sees_every_step(tiny: Policy) -> None:
     assert len(seen) == int(rollout.trace.nfe_B)
 
 
+def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> None:
+    with pytest.raises(ConfigError, match="system is set, but no chat"):
+        complete(tiny, ["3=3"], rollout_config({}), chat=False, seed=0, system="Be brief.")
+
+
 @pytest.mark.parametrize(
     ("prompts", "settings", "error", "message"),
     [
@@ -337,6 +358,7 @@ def test_watch_sees_every_step(tiny: Policy) -> None:
         ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
         ([], {}, ConfigError, "there is no prompt to complete"),
         (["a", " "], {}, RolloutError, "prompt 2 is empty"),
+        (["a", "\udcff"], {}, RolloutError, "prompt 2 or task.system is not UTF-8"),
         ("1" * 300, {}, RolloutError, "prompt 1 has 303 tokens; with rollout.gen_length=128"),
     ],
 )

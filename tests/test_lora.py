@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drift.config import LoraConfig
-from drift.errors import CheckpointError
+from drift.config import ExportConfig, LoraConfig
+from drift.errors import CheckpointError, ConfigError
+from drift.export import run as export
 from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
@@ -91,6 +92,13 @@ def test_a_target_that_is_no_layer_is_refused() -> None:
     policy = load_policy("data/tiny-countdown")
     with pytest.raises(CheckpointError, match="no layer is called query; there are"):
         lora.attach_new(policy, LoraConfig(rank=2, targets=["query"]), "data/tiny-countdown")
+
+
+@pytest.mark.parametrize("size", ["abc", "0GB", "10"])
+def test_a_size_of_shards_that_is_none_is_refused(tmp_path: Path, size: str) -> None:
+    config = ExportConfig(checkpoint="none", output=str(tmp_path / "new"), max_shard_size=size)
+    with pytest.raises(ConfigError, match=f"max_shard_size={size} must be a whole number above 0"):
+        export(config)
 
 
 @pytest.mark.slow

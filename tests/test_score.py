@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import drift
+from drift.cli import CONF
 from drift.config import CountdownConfig, ScoreConfig
-from drift.data_config import OnError
+from drift.data_config import DataConfig, OnError
 from drift.errors import ConfigError, DataError
 from drift.score import run as run_score
 from drift.scoring import CHUNK, graded, load_task
 from drift.stats import wilson
-from drift.tasks.records import Record
+from drift.tasks.records import Record, read_records
 from drift.types import Score
 from tests.conftest import ROOT, Run, read_lines
 
@@ -91,6 +93,14 @@ def test_a_bad_record_is_named_by_its_number(record: dict[str, Any], reason: str
     with pytest.raises(DataError) as caught:
         drift.score("countdown", [RIGHT, record])
     assert str(caught.value) == f"record 2: {reason}"
+
+
+def test_a_task_is_loaded_inside_an_application_of_hydra() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert drift.score("countdown", [RIGHT])[0].correct
+        with pytest.raises(ConfigError, match="task=chess"):
+            load_task("chess")
+        assert compose("score").task.name == "countdown"  # the application's own goes on
 
 
 @pytest.mark.parametrize("first", ["", "import drift.score; ", "from drift import score; "])
@@ -182,10 +192,11 @@ def test_a_skipped_line_keeps_its_place(run: Run, tmp_path: Path) -> None:
     assert summary["verdicts"] == {"pass": 1, "wrong": 1}
 
 
-def grade(folder: Path, source: str, target: str) -> None:
+def grade(folder: Path, source: str, target: str, on_error: OnError = OnError.refuse) -> None:
     """What the command does, in this process."""
     task = CountdownConfig(name="countdown", prompt="{numbers}={target}", gen_length=16)
-    run_score(ScoreConfig(task=task, input=str(folder / source), output=str(folder / target)))
+    files = {"input": str(folder / source), "output": str(folder / target)}
+    run_score(ScoreConfig(task=task, data=DataConfig(on_error=on_error), **files))
 
 
 def test_grading_again_replaces_the_output_and_a_failure_leaves_it(tmp_path: Path) -> None:
@@ -211,11 +222,35 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "in.jsonl") == [RIGHT]
 
 
+def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for target in ("folder", "", "."):
+        with pytest.raises(ConfigError, match=r"^output=.* is no file; name the file to write$"):
+            grade(tmp_path, "missing.jsonl", target)
+
+
+def test_a_packed_output_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", RIGHT, WRONG)
+    grade(tmp_path, "in.jsonl", "out.jsonl.gz")
+    lines = [record.value for record in read_records(tmp_path / "out.jsonl.gz")]
+    assert [line["verdict"] for line in lines if isinstance(line, dict)] == ["pass", "wrong"]
+
+
+def test_bad_records_alone_are_no_accuracy(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", {"numbers": []}, {"numbers": [3]})
+    with pytest.raises(
+        DataError, match=r"in\.jsonl has no good record; .*out\.jsonl is not written"
+    ):
+        grade(tmp_path, "in.jsonl", "out.jsonl", on_error=OnError.skip)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (("output=out.jsonl",), "input is not set; add input=VALUE"),
         (("task=chess", "input=in.jsonl", "output=out.jsonl"), "task=chess: no such option"),
+        (("input=in.jsonl", "output=/dev/null/out.jsonl"), "/dev/null: File exists"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -9,7 +9,7 @@ from drift.tasks.base import Task
 from drift.tasks.code_sources import SHOWN_TESTS
 from drift.tasks.extract import Block
 from drift.tasks.programs import AssertTests, ProgramGrader, StdioTests, Tests, program_of
-from drift.tasks.records import string
+from drift.tasks.records import string, strings, text
 from drift.types import Example, Score
 
 log = logging.getLogger("drift")
@@ -60,18 +60,18 @@ class Code(Task):
         method = string(record, "test_method")
         if method not in METHODS:
             raise ValueError(f"test_method: {method!r} is none of {', '.join(METHODS)}")
-        prefix = _text(record, "prefix")
+        prefix = text(record, "prefix")
         fields: dict[str, object] = {
             "question": question,
             "test_method": METHODS[method],
             "test_time_limit": _seconds(record, self.config.time_limit_s),
         }
         if METHODS[method] == "code_function":
-            fields["test_list"] = _strings(record, "test_list")
-            fields["test_setup"] = _text(record, "test_setup")
-            fields["entry_point"] = _text(record, "entry_point")
+            fields["test_list"] = strings(record, "test_list")
+            fields["test_setup"] = text(record, "test_setup")
+            fields["entry_point"] = text(record, "entry_point")
         else:
-            given, expected = _strings(record, "test_input"), _strings(record, "test_output")
+            given, expected = strings(record, "test_input"), strings(record, "test_output")
             if len(given) != len(expected):
                 raise ValueError(f"test_output: {len(expected)} for {len(given)} of test_input")
             fields["test_input"], fields["test_output"] = given, expected
@@ -109,20 +109,6 @@ def tests_of(example: Example) -> Tests:
         setup=fields["test_setup"],
         time_limit=limit,
     )
-
-
-def _text(record: dict[str, Any], field: str) -> str:
-    value = record.get(field)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{field}: {value!r} is not a string")
-    return value or ""
-
-
-def _strings(record: dict[str, Any], field: str) -> list[str]:
-    value = record.get(field)
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{field}: {value!r} is not a list of one or more strings")
-    return value
 
 
 def _seconds(record: dict[str, Any], default: float) -> float:

@@ -49,9 +49,12 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def open_data(
-    path: Path, mode: Literal["rt", "rb"], encoding: str | None = None, newline: str | None = None
+    path: Path,
+    mode: Literal["rt", "rb", "wt"],
+    encoding: str | None = None,
+    newline: str | None = None,
 ) -> IO[Any]:
-    """Open a file that may be packed as .gz."""
+    """Open a file that is packed if its name ends in .gz."""
     if path.suffix.lower() == ".gz":
         return cast(IO[Any], gzip.open(path, mode, encoding=encoding, newline=newline))
     return path.open(mode, encoding=encoding, newline=newline)
@@ -211,3 +214,19 @@ def string(record: dict[str, Any], field: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{field}: {value!r} is not a non-empty string")
     return value
+
+
+def strings(record: dict[str, Any], field: str) -> list[str]:
+    """A list of one or more strings; ValueError says which field is wrong and why."""
+    value = record.get(field)
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"{field}: {value!r} is not a list of one or more strings")
+    return value
+
+
+def text(record: dict[str, Any], field: str) -> str:
+    """A string field that may be missing, null or empty; ValueError if it is anything else."""
+    value = record.get(field)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field}: {value!r} is not a string")
+    return value or ""

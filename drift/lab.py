@@ -84,7 +84,7 @@ def basic_maskings() -> dict[str, list[MaskingConfig]]:
 def other_maskings(gen_length: int) -> dict[str, list[MaskingConfig]]:
     """The others; replay, trace and left_to_right have no budget to choose."""
     kind, pairs = MaskingStrategy, BUDGETS[1:]
-    half = 1 if gen_length % 2 else gen_length // 2  # the whole as one block would be an elbo
+    half = 1 if gen_length % 2 else gen_length // 2  # of a single block it would be an elbo
     return {
         "replay": [ReplayConfig(kind.replay)],
         "trace, groups of 2": [TraceConfig(kind.trace, shrink=2)],

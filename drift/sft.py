@@ -130,6 +130,7 @@ def fit(
     """Every step; the policy is saved and evaluated each `eval.every` and at the last."""
     folder, every, last = Path(config.output_dir), config.eval.every, config.num_steps
     file = MetricsFile(folder / "metrics.jsonl")
+    file.keep_through(-1)  # of a run that ended before it saved
     greedy = replace(config.rollout, temperature=0.0)
     started, loss = time.perf_counter(), 0.0
     with live.bar("fine-tuning steps", last) as bar:

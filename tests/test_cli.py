@@ -73,6 +73,12 @@ def test_setting_added_by_force_is_refused(run: Run, tmp_path: Path) -> None:
     assert line.startswith("optim.momentum: no such option; options here: lr, beta1")
 
 
+def test_a_folder_that_is_not_chosen_with_hydra_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "output_dir=here")
+    assert "output_dir=here is filled in when the run starts" in line
+    assert "hydra.run.dir=FOLDER" in line
+
+
 def test_run_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,6 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 USER_ERRORS = (DriftError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
-MALFORMED = OverrideParseException
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 
@@ -81,6 +82,19 @@ def broken_yaml(error: Any) -> str:
     """`conf/task/mine.yaml:3: not YAML: mapping values are not allowed here`"""
     mark = error.problem_mark
     return f"{mark.name}:{mark.line + 1}: not YAML: {error.problem}" if mark else first_line(error)
+
+
+def unreadable_override(error: Any) -> str:
+    """`task.prompt={x}: cannot be read; close ..., or quote a text twice: 'task.prompt="{x}"'`"""
+    key, equals, value = error.override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:-]+", key):
+        return f"{error.override}: cannot be read; write overrides as key=value"
+    text = value.strip("'\"").replace('"', '\\"')
+    quoted = shlex.quote(f'{key}="{text}"')
+    return (
+        f"{error.override}: cannot be read; close its brackets and quotes, or quote a text for "
+        f"the shell and for Hydra: {quoted}"
+    )
 
 
 def failed_file(error: Any) -> str:
@@ -144,6 +158,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
     (ConfigKeyError, unknown_option),
     (ConfigAttributeError, unknown_option),
     (MissingConfigException, unknown_choice),
+    (OverrideParseException, unreadable_override),
     (MissingMandatoryValue, missing_value),
     (OmegaConfBaseException, wrong_value),
     (OSError, failed_file),
@@ -194,8 +209,7 @@ def enter(entry: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except USER_ERRORS as error:
-        hint = "; write overrides as key=value" if isinstance(error, MALFORMED) else ""
-        print(f"drift: {explain(error)}{hint}", file=sys.stderr)
+        print(f"drift: {explain(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
     except RuntimeError as error:
         if (words := lost_job(error)) is None:
@@ -206,7 +220,7 @@ def enter(entry: Callable[[], object]) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    if isinstance(error, MALFORMED):
+    if isinstance(error, OverrideParseException):
         return 2
     return error.exit_code if isinstance(error, DriftError) else 1
 

@@ -2,10 +2,12 @@
 
 import fcntl
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT, Run
 
@@ -49,7 +51,19 @@ def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_malformed_override_is_a_usage_error(run: Run, tmp_path: Path) -> None:
-    assert "write overrides as key=value" in refused(run, tmp_path, "tiny", code=2)
+    line = refused(run, tmp_path, "tiny", code=2)
+    assert line == "tiny: cannot be read; write overrides as key=value"
+
+
+@pytest.mark.parametrize("value", ["{question}", "Is 1/2 'more', {name}?", "[q_proj"])
+def test_a_text_that_hydra_cannot_read_is_told_with_its_quotes(
+    run: Run, tmp_path: Path, value: str
+) -> None:
+    override = f"task.prompt={value}"
+    line = refused(run, tmp_path, override, code=2)
+    assert line.startswith(f"{override}: cannot be read; ")
+    (mended,) = shlex.split(line.partition("for Hydra: ")[2])
+    assert OverridesParser.create().parse_override(mended).value() == value
 
 
 def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:

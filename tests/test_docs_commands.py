@@ -292,7 +292,7 @@ WAYS: tuple[tuple[str, Way], ...] = (
         r"hydra/sweeper=optuna",
         "tests/test_sweep.py::test_optuna_looks_for_the_highest_validation_accuracy",
     ),
-    (r"task=ones", "tests/test_own_task.py::test_the_guides_task_trains_and_grades"),
+    (r"task(\.name)?=ones", "tests/test_own_task.py::test_the_guides_commands_train_and_grade"),
     (r"drift\.doctor model=mine", with_a_model_of_ones_own),
     (r"rollout\.block_length=5$", as_shown),
     (r"^(scripts/run )?python (-m drift\.\w+|scripts/)", as_it_stands),

@@ -37,7 +37,9 @@ def help_template(command: str, *, _root_: DictConfig) -> str:
     if lines:
         lines = ["Groups: choose with group=option; * is what is chosen now", *lines, ""]
     about = "\n".join([docstring(command), "", *lines])
-    settings = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_SETTINGS])
+    settings = OmegaConf.masked_copy(
+        _root_, [str(key) for key in _root_ if key not in NOT_SETTINGS]
+    )
     text = (
         f"{about}{dedent(NOTES).strip().format(command=command)}\n\n"
         "Settings as they are now: change one with key=value\n"

@@ -26,6 +26,7 @@ from drift.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
 from drift.types import Example
+from drift.validate_learning import idle_settings
 
 MIN_T = 0.03  # bounds the weight 1/t
 log = logging.getLogger("drift")
@@ -116,6 +117,8 @@ def run(config: SFTConfig) -> None:
     problems = load_problems(policy, examples[Split.validation], Split.validation, config)
     data = demonstrations(policy, task, examples[Split.train], config)
     engine.prepare(policy, config.optim, config.num_steps)
+    for words in idle_settings(config):
+        log.warning("%s", words)
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
     greedy = replace(config.rollout, temperature=0.0)
     started, loss = time.perf_counter(), 0.0

@@ -179,6 +179,11 @@ def test_prompt_too_long_is_refused_or_dropped(run: Run, tmp_path: Path) -> None
     )
 
 
+def test_a_run_that_ends_within_its_warm_up_says_so(run: Run) -> None:
+    done = run("train", *SMOKE, "num_steps=1", "task.train_size=64", "optim.warmup_steps=5")
+    assert "optim.warmup_steps=5: the run ends within the warm-up" in done.stdout
+
+
 def test_resume_from_what_is_not_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
     assert "resume=nothing is not a folder" in refused(run, tmp_path, "resume=nothing")
 

@@ -33,13 +33,6 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "challenge_test_list": [],
 }  # fmt: skip
 QUESTION = {"question": "What is 1/2 + 1/4?", "ground_truth_answer": "3/4"}
-MINE = """defaults: [/schema/model/base@_here_, _self_]
-name: mine
-family: llada
-path: data/tiny-countdown
-dtype: float32
-lr: 2e-4
-"""
 SMALL = {  # what makes a command small
     "train": ("debug=smoke", "num_steps=1", "eval.max_examples=4", "task.train_size=64"),
     "sft": ("num_steps=2", "sft.batch_size=4", "task.train_size=50", "eval.max_examples=4"),
@@ -93,7 +86,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         ("mbpp.jsonl", json.dumps(MBPP)),
         ("outputs/data/math500/test.jsonl", json.dumps(QUESTION)),
         ("outputs/data/gsm8k/test.jsonl", json.dumps(QUESTION)),
-        ("conf/model/mine.yaml", MINE),
         ("docs/lab.md", (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")),
     ):
         path = here.folder / name
@@ -143,11 +135,6 @@ def as_shown(shown: Shown, place: Place, tmp_path: Path) -> None:
     page = shown.page.read_text(encoding="utf-8").splitlines()
     said = place.run(*shlex.split(place.filled(shown.text)), code=1).strip()
     assert said in " ".join(page[shown.line : shown.line + 3])
-
-
-def with_a_model_of_ones_own(shown: Shown, place: Place, tmp_path: Path) -> None:
-    """conf/model/mine.yaml as the page says, but the network is one of the embedded ones."""
-    place.run(*shlex.split(place.filled(shown.text)), "--config-dir", "conf")
 
 
 def on_the_cpu(settings: str) -> Callable[[Shown, Place, Path], None]:
@@ -290,7 +277,7 @@ WAYS: tuple[tuple[str, Way], ...] = (
         "tests/test_sweep.py::test_optuna_looks_for_the_highest_validation_accuracy",
     ),
     (r"task(\.name)?=ones", "tests/test_own_task.py::test_the_guides_commands_train_and_grade"),
-    (r"drift\.doctor model=mine", with_a_model_of_ones_own),
+    (r"model=mine", "tests/test_docs_guides.py::test_the_guides_family_loads_and_is_healthy"),
     (r"rollout\.block_length=5$", as_shown),
     (r"^(scripts/run )?python (-m drift\.\w+|scripts/)", as_it_stands),
 )

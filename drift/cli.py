@@ -172,6 +172,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     """
     register()
     help.register()
+    OmegaConf.register_new_resolver("drift_either", lambda one, other: one or other, replace=True)
     help.refuse_wrong_flags(sys.argv[1:])
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
@@ -238,7 +239,7 @@ def remove_if_empty(folder: Path) -> None:
     """Leave no empty run folder behind a mistake; a command without one runs in the user's own."""
     if folder == Path.cwd():
         return
-    ours = folder.parent.parent.name == "outputs"  # outputs/<model>-<task>/<time>
+    ours = folder.parent.parent.name == "outputs"  # outputs/<experiment>/<time>
     for path in (folder, folder.parent) if ours else (folder,):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

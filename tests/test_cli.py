@@ -93,6 +93,16 @@ def test_a_folder_that_is_not_chosen_with_hydra_is_refused(run: Run, tmp_path: P
     assert "hydra.run.dir=FOLDER" in line
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"), [((), "tiny-countdown"), (("experiment=espo",), "espo")]
+)
+def test_a_folder_is_named_after_the_experiment_or_model_and_task(
+    run: Run, overrides: tuple[str, ...], name: str
+) -> None:
+    said = run("train", *overrides, "--cfg", "hydra", "--resolve", "--package", "hydra.run").stdout
+    assert f"dir: outputs/{name}/20" in said
+
+
 def test_run_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -27,6 +27,8 @@ def drift(*words: str, line: str | None = None) -> subprocess.CompletedProcess[s
 def test_every_option_has_a_line_that_describes_it(path: Path) -> None:
     assert 5 < len(description(path)) < 110
     assert not description(path).endswith((",", ";", ":"))
+    _, _, behind = path.read_text().partition(f"# {description(path)}\n")
+    assert not behind.startswith("#") or description(path).endswith(".")  # it does not go on
 
 
 def test_a_description_is_the_first_comment_that_hydra_does_not_read(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import difflib
 import io
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,6 @@ PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 USER_ERRORS = (DriftError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
-MALFORMED = OverrideParseException
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 
@@ -82,6 +83,19 @@ def broken_yaml(error: Any) -> str:
     """`conf/task/mine.yaml:3: not YAML: mapping values are not allowed here`"""
     mark = error.problem_mark
     return f"{mark.name}:{mark.line + 1}: not YAML: {error.problem}" if mark else first_line(error)
+
+
+def unreadable_override(error: Any) -> str:
+    """`task.prompt={x}: cannot be read; close ..., or quote a text twice: 'task.prompt="{x}"'`"""
+    key, equals, value = error.override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:-]+", key):
+        return f"{error.override}: cannot be read; write overrides as key=value"
+    text = value.strip("'\"").replace('"', '\\"')
+    quoted = shlex.quote(f'{key}="{text}"')
+    return (
+        f"{error.override}: cannot be read; close its brackets and quotes, or quote a text for "
+        f"the shell and for Hydra: {quoted}"
+    )
 
 
 def failed_file(error: Any) -> str:
@@ -145,6 +159,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
     (ConfigKeyError, unknown_option),
     (ConfigAttributeError, unknown_option),
     (MissingConfigException, unknown_choice),
+    (OverrideParseException, unreadable_override),
     (MissingMandatoryValue, missing_value),
     (OmegaConfBaseException, wrong_value),
     (OSError, failed_file),
@@ -169,6 +184,7 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     settle_streams()
     register()
     help.register()
+    OmegaConf.register_new_resolver("drift_either", lambda one, other: one or other, replace=True)
     help.refuse_wrong_flags(sys.argv[1:])
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback
@@ -208,8 +224,7 @@ def enter(entry: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except USER_ERRORS as error:
-        hint = "; write overrides as key=value" if isinstance(error, MALFORMED) else ""
-        print(f"drift: {explain(error)}{hint}", file=sys.stderr)
+        print(f"drift: {explain(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
     except RuntimeError as error:
         if (words := lost_job(error)) is None:
@@ -220,7 +235,7 @@ def enter(entry: Callable[[], object]) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    if isinstance(error, MALFORMED):
+    if isinstance(error, OverrideParseException):
         return 2
     return error.exit_code if isinstance(error, DriftError) else 1
 
@@ -238,7 +253,7 @@ def remove_if_empty(folder: Path) -> None:
     """Leave no empty run folder behind a mistake; a command without one runs in the user's own."""
     if folder == Path.cwd():
         return
-    ours = folder.parent.parent.name == "outputs"  # outputs/<model>-<task>/<time>
+    ours = folder.parent.parent.name == "outputs"  # outputs/<experiment>/<time>
     for path in (folder, folder.parent) if ours else (folder,):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -21,8 +21,9 @@ NOTES = """
       -m, --multirun  a sweep: key=a,b,c runs a job for each value (docs/sweeps.md)
       --cfg job       print the composed settings and leave
       --hydra-help    Hydra's own groups and flags
-    Completion with Tab of `drift {command}`: eval "$$(drift -sc install=bash)"; also zsh, fish
+    Completion with Tab of `drift {command}`: eval "$(drift -sc install=bash)"; also zsh, fish
 """
+NOT_SETTINGS = ("hydra", "output_dir")
 
 
 def register() -> None:
@@ -31,15 +32,20 @@ def register() -> None:
 
 
 def help_template(command: str, *, _root_: DictConfig) -> str:
-    """The text of `--help` for a composed command; Hydra puts the settings in place of $CONFIG."""
+    """The text of `--help` for a composed command, a template of Hydra's."""
     lines = list(group_lines(_root_))
     if lines:
         lines = ["Groups: choose with group=option; * is what is chosen now", *lines, ""]
-    about = "\n".join([docstring(command), "", *lines]).replace("$", "$$")
-    return (
-        f"{about}{dedent(NOTES).strip().format(command=command)}\n\n"
-        "Settings as they are now: change one with key=value\n$CONFIG"
+    about = "\n".join([docstring(command), "", *lines])
+    settings = OmegaConf.masked_copy(
+        _root_, [str(key) for key in _root_ if key not in NOT_SETTINGS]
     )
+    text = (
+        f"{about}{dedent(NOTES).strip().format(command=command)}\n\n"
+        "Settings as they are now: change one with key=value\n"
+        f"{OmegaConf.to_yaml(settings, resolve='--resolve' in sys.argv)}"
+    )
+    return text.replace("$", "$$")
 
 
 def docstring(command: str) -> str:

@@ -91,6 +91,11 @@ def again(config: DictConfig) -> str:
 def fault(config: DictConfig) -> str | None:
     """Why a composed config cannot run; None if it can."""
     try:
+        if config.output_dir:
+            return (
+                f"output_dir={config.output_dir} is filled in when the run starts; choose it with "
+                "hydra.run.dir=FOLDER, for a sweep with hydra.sweep.dir=FOLDER"
+            )
         validate(typed(config))
     except Exception as error:  # whatever OmegaConf raises while it resolves and converts
         return explain(error)

@@ -34,6 +34,7 @@ from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
 from drift.tracking import MetricsFile
 from drift.types import Example
+from drift.validate_learning import idle_settings
 
 MIN_T = 0.03  # bounds the weight 1/t
 log = logging.getLogger("drift")
@@ -179,6 +180,8 @@ def run(config: SFTConfig) -> None:
     digests = data_digests({split.value: found for split, found in examples.items()})
     facts = {"data": digests, "overlap": overlap, "skipped_records": task.skipped}
     write_origin(config, facts, render(policy, config.task, examples[Split.train][0]))
+    for words in idle_settings(config):
+        log.warning("%s", words)
     log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
     try:
         fit(engine, policy, task, problems, data, config)

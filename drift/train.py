@@ -18,6 +18,7 @@ from drift.errors import CheckpointError, ConfigError, PreemptedError
 from drift.files import load_json
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
+from drift.validate_learning import idle_settings
 
 if TYPE_CHECKING:
     from drift.engine import Engine
@@ -209,6 +210,8 @@ def train(config: RunConfig, engine: "Engine") -> None:
             if engine.num_ranks > 1:
                 log.info("%s", place_line(config, engine))
             if engine.is_main:
+                for words in idle_settings(config):
+                    log.warning("%s", words)
                 start(config, trainer, overlap, resumed)
             engine.barrier()
             follow(trainer)

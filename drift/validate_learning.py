@@ -15,12 +15,14 @@ from drift.config import (
     Level,
     MaskingStrategy,
     Normalization,
+    ObjectiveConfig,
     PolicyLoss,
     PromptOrder,
     RandomConfig,
     RewardControl,
     RunConfig,
     SequentialConfig,
+    SFTConfig,
     Times,
     ValueConfig,
 )
@@ -28,6 +30,7 @@ from drift.config import (
 # whose views are the steps of the trace in order, each token scored in one of them
 STEPS = (MaskingStrategy.trace, MaskingStrategy.replay)
 RATIO_FREE = (PolicyLoss.reinforce, PolicyLoss.sandwich)
+UNCLIPPED = (*RATIO_FREE, PolicyLoss.boundary)
 LEVELS: dict[PolicyLoss, tuple[Level, ...]] = {
     PolicyLoss.reinforce: (Level.view,),
     PolicyLoss.ppo_clip: (Level.view, Level.token, Level.sequence),
@@ -125,8 +128,33 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
             "use a value above 0, for example 1"
         )
     yield from _level(config)
+    yield from _clips(config)
     yield from _bounds(config)
     yield from _value(config)
+
+
+def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
+    """What changes nothing beside other settings, and is no mistake on one side of a sweep."""
+    num_updates = config.num_steps
+    if isinstance(config, RunConfig):
+        objective, default = config.objective, ObjectiveConfig()
+        num_updates *= objective.num_updates
+        clips = (objective.clip_low, objective.clip_high)
+        if objective.num_updates == 1 and clips != (default.clip_low, default.clip_high):
+            yield (
+                f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
+                "objective.num_updates=1: the only update begins where the ratio is 1"
+            )
+        if objective.kl_coef == 0 and objective.kl_estimator != default.kl_estimator:
+            yield (
+                f"objective.kl_estimator={objective.kl_estimator} changes nothing at "
+                "objective.kl_coef=0"
+            )
+    if config.optim.warmup_steps >= num_updates:
+        yield (
+            f"optim.warmup_steps={config.optim.warmup_steps}: the run ends within the warm-up, "
+            f"after {num_updates} optimizer steps, and never reaches optim.lr={config.optim.lr}"
+        )
 
 
 def curriculum_problems(config: RunConfig) -> Iterator[str]:
@@ -192,6 +220,19 @@ def _level(config: RunConfig) -> Iterator[str]:
             f"objective.normalization={objective.normalization} does not apply to "
             "objective.policy_loss=self_normalized, which normalizes each group itself; use sample"
         )
+
+
+def _clips(config: RunConfig) -> Iterator[str]:
+    objective, default = config.objective, ObjectiveConfig()
+    unclipped = objective.policy_loss in UNCLIPPED
+    for key, idle, where in (
+        ("clip_low", unclipped, "policy_loss=ppo_clip"),
+        ("clip_high", unclipped, "policy_loss=ppo_clip"),
+        ("importance_cap", objective.importance == Importance.none, "importance=truncated"),
+    ):
+        value = vars(objective)[key]
+        if idle and value != vars(default)[key]:
+            yield f"objective.{key}={value} does not apply; remove it or set objective.{where}"
 
 
 def _bounds(config: RunConfig) -> Iterator[str]:

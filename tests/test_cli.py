@@ -3,12 +3,14 @@
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import ROOT, Run
 
@@ -52,7 +54,19 @@ def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_malformed_override_is_a_usage_error(run: Run, tmp_path: Path) -> None:
-    assert "write overrides as key=value" in refused(run, tmp_path, "tiny", code=2)
+    line = refused(run, tmp_path, "tiny", code=2)
+    assert line == "tiny: cannot be read; write overrides as key=value"
+
+
+@pytest.mark.parametrize("value", ["{question}", "Is 1/2 'more', {name}?", "[q_proj"])
+def test_a_text_that_hydra_cannot_read_is_told_with_its_quotes(
+    run: Run, tmp_path: Path, value: str
+) -> None:
+    override = f"task.prompt={value}"
+    line = refused(run, tmp_path, override, code=2)
+    assert line.startswith(f"{override}: cannot be read; ")
+    (mended,) = shlex.split(line.partition("for Hydra: ")[2])
+    assert OverridesParser.create().parse_override(mended).value() == value
 
 
 def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
@@ -74,6 +88,22 @@ def test_yaml_that_does_not_parse_is_refused_with_its_line(run: Run, tmp_path: P
 def test_setting_added_by_force_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "+optim.momentum=0.9")
     assert line.startswith("optim.momentum: no such option; options here: lr, beta1")
+
+
+def test_a_folder_that_is_not_chosen_with_hydra_is_refused(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "output_dir=here")
+    assert "output_dir=here is filled in when the run starts" in line
+    assert "hydra.run.dir=FOLDER" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"), [((), "tiny-countdown"), (("experiment=espo",), "espo")]
+)
+def test_a_folder_is_named_after_the_experiment_or_model_and_task(
+    run: Run, overrides: tuple[str, ...], name: str
+) -> None:
+    said = run("train", *overrides, "--cfg", "hydra", "--resolve", "--package", "hydra.run").stdout
+    assert f"dir: outputs/{name}/20" in said
 
 
 def test_run_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
@@ -160,6 +190,11 @@ def test_prompt_too_long_is_refused_or_dropped(run: Run, tmp_path: Path) -> None
     assert (
         "1 of 5 train prompts are longer than the model's positions and were dropped" in done.stdout
     )
+
+
+def test_a_run_that_ends_within_its_warm_up_says_so(run: Run) -> None:
+    done = run("train", *SMOKE, "num_steps=1", "task.train_size=64", "optim.warmup_steps=5")
+    assert "optim.warmup_steps=5: the run ends within the warm-up" in done.stdout
 
 
 def test_resume_from_what_is_not_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:

@@ -33,16 +33,8 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "challenge_test_list": [],
 }  # fmt: skip
 QUESTION = {"question": "What is 1/2 + 1/4?", "ground_truth_answer": "3/4"}
-MINE = """defaults: [/schema/model/base@_here_, _self_]
-name: mine
-family: llada
-path: data/tiny-countdown
-dtype: float32
-lr: 2e-4
-"""
 SMALL = {  # what makes a command small
-    "train": ("debug=smoke", "num_steps=1", "rollout.prompts_per_step=2", "eval.max_examples=4",
-              "task.train_size=64"),
+    "train": ("debug=smoke", "num_steps=1", "eval.max_examples=4", "task.train_size=64"),
     "sft": ("num_steps=2", "sft.batch_size=4", "task.train_size=50", "eval.max_examples=4"),
     "eval": ("eval.max_examples=4", "tracking=off"),
     "lab": ("toys=1", "draws=2", "groups=20", "toy.num_words=2", "rollout.gen_length=2",
@@ -94,7 +86,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         ("mbpp.jsonl", json.dumps(MBPP)),
         ("outputs/data/math500/test.jsonl", json.dumps(QUESTION)),
         ("outputs/data/gsm8k/test.jsonl", json.dumps(QUESTION)),
-        ("conf/model/mine.yaml", MINE),
         ("docs/lab.md", (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")),
     ):
         path = here.folder / name
@@ -144,11 +135,6 @@ def as_shown(shown: Shown, place: Place, tmp_path: Path) -> None:
     page = shown.page.read_text(encoding="utf-8").splitlines()
     said = place.run(*shlex.split(place.filled(shown.text)), code=1).strip()
     assert said in " ".join(page[shown.line : shown.line + 3])
-
-
-def with_a_model_of_ones_own(shown: Shown, place: Place, tmp_path: Path) -> None:
-    """conf/model/mine.yaml as the page says, but the network is one of the embedded ones."""
-    place.run(*shlex.split(place.filled(shown.text)), "--config-dir", "conf")
 
 
 def on_the_cpu(settings: str) -> Callable[[Shown, Place, Path], None]:
@@ -271,8 +257,6 @@ WAYS: tuple[tuple[str, Way], ...] = (
     (r"^grep -A1 resumed", SLURM + "resumed_at"),
     # several processes
     (r"^torchrun|^accelerate launch", RANKS + "test_every_launcher_gives_the_same_run"),
-    (r"cluster=cpu$", RANKS + "test_two_ranks_do_what_one_does"),
-    (r"cluster=node cluster\.num_processes=4", RANKS + "test_two_ranks_do_what_one_does"),
     # without GPUs, the hub and its checkpoints
     (r"model=llada task=gsm8k cluster=(node|multinode)", refused(MISSING)),
     (r"checkpoints=\[GSAI-ML/LLaDA-8B-Instruct", refused(MISSING)),
@@ -292,8 +276,8 @@ WAYS: tuple[tuple[str, Way], ...] = (
         r"hydra/sweeper=optuna",
         "tests/test_sweep.py::test_optuna_looks_for_the_highest_validation_accuracy",
     ),
-    (r"task=ones", "tests/test_own_task.py::test_the_guides_task_trains_and_grades"),
-    (r"drift\.doctor model=mine", with_a_model_of_ones_own),
+    (r"task(\.name)?=ones", "tests/test_own_task.py::test_the_guides_commands_train_and_grade"),
+    (r"model=mine", "tests/test_docs_guides.py::test_the_guides_family_loads_and_is_healthy"),
     (r"rollout\.block_length=5$", as_shown),
     (r"^(scripts/run )?python (-m drift\.\w+|scripts/)", as_it_stands),
 )
@@ -306,8 +290,10 @@ SHOWN = list(
 )
 
 
-def way_of(shown: Shown) -> Way:
-    found = next((way for pattern, way in WAYS if re.search(pattern, shown.text)), None)
+def way_of(shown: Shown) -> tuple[str, Way]:
+    """The words that a pattern found in a command, and how that is run."""
+    matches = ((re.search(pattern, shown.text), way) for pattern, way in WAYS)
+    found = next(((match[0], way) for match, way in matches if match), None)
     if found is None:
         pytest.fail(
             f"{shown}\nno test runs this command. Add a line to WAYS in {Path(__file__).name}: "
@@ -317,13 +303,14 @@ def way_of(shown: Shown) -> Way:
     return found
 
 
-def is_there(place: str, shown: Shown) -> bool:
-    """Whether a test of that name exists, or a script that has the command."""
+def is_there(place: str, words: str) -> bool:
+    """Whether a test of that name exists, or a script, that has the words or follows the page."""
     file, _, name = place.partition("::")
     text = (ROOT / file).read_text(encoding="utf-8")
-    if name:
-        return re.search(rf"^def {name}\(", text, re.MULTILINE) is not None
-    return shown.text == file or " ".join(shown.text.split()[:2]) in text
+    if not name:
+        return words == file or words in text
+    here = re.search(rf"^def {name}\(", text, re.MULTILINE)
+    return here is not None and (words.split()[-1] in text or "commands_of(" in text)
 
 
 @pytest.mark.slow
@@ -331,11 +318,17 @@ def is_there(place: str, shown: Shown) -> bool:
 def test_a_command_that_is_shown_works(
     shown: Shown, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    way = way_of(shown)
+    words, way = way_of(shown)
     if isinstance(way, str):
-        assert is_there(way, shown), f"{shown}\n{way} is not there; mend WAYS"
+        assert is_there(way, words), f"{shown}\n{way} does not run this; mend WAYS"
     else:
         way(shown, request.getfixturevalue("place"), tmp_path)
+
+
+def test_a_test_that_lacks_the_option_does_not_run_the_command() -> None:
+    named = RANKS + "test_every_launcher_gives_the_same_run"
+    assert is_there(named, "torchrun")
+    assert not is_there(named, "cluster=node cluster.num_processes=4")
 
 
 def test_every_way_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""The guides to a masking and to an objective: followed word by word in a copy of the package."""
+"""The guides to what is added inside the package: followed word by word in a copy of it."""
 
 import os
 import re
@@ -42,6 +42,23 @@ def call(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def followed(guide: str, files: dict[str, tuple[str, ...]], folder: Path) -> None:
+    """A copy of the package with the guide's changes; `files`: where its code blocks belong."""
+    for name in ("drift", "conf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").symlink_to(ROOT / "data")
+    (folder / "tests").mkdir()
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
+        shutil.copy(ROOT / name, folder / name)
+    for language, paths in files.items():
+        for path, code in zip(paths, blocks(guide, language), strict=True):
+            (folder / path).write_text(code, encoding="utf-8")
+    for diff in blocks(guide, "diff"):
+        follow(diff, folder)
+    call(folder, "ruff", "check", "drift", "tests")
+    call(folder, "ruff", "format", "--check", "drift", "tests")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("guide", "files"),
@@ -62,19 +79,7 @@ def call(folder: Path, *words: str) -> None:
 def test_the_guides_change_is_tested_and_trains(
     guide: str, files: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
-    for name in ("drift", "conf"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    (tmp_path / "tests").mkdir()
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    for language, paths in files.items():
-        for path, code in zip(paths, blocks(guide, language), strict=True):
-            (tmp_path / path).write_text(code, encoding="utf-8")
-    for diff in blocks(guide, "diff"):
-        follow(diff, tmp_path)
-    call(tmp_path, "ruff", "check", "drift", "tests")
-    call(tmp_path, "ruff", "format", "--check", "drift", "tests")
+    followed(guide, files, tmp_path)
     (test,) = [path for path in files["python"] if path.startswith("tests/")]
     call(tmp_path, "pytest", "-q", "-n0", "-p", "no:cacheprovider", test)
     commands = commands_of(ROOT / "docs" / guide)
@@ -85,3 +90,19 @@ def test_the_guides_change_is_tested_and_trains(
         call(tmp_path, *words, "debug=smoke", "num_steps=1", "tracking=off",
              "rollout.prompts_per_step=16", f"hydra.{kind}.dir={number}")  # fmt: skip
     assert read_lines(tmp_path / "0/metrics.jsonl")[1]["masking/scored_tokens"]
+
+
+@pytest.mark.slow
+def test_the_guides_family_loads_and_is_healthy(tmp_path: Path) -> None:
+    files = {"python": ("drift/policy/mine.py",), "yaml": ("conf/model/mine.yaml",)}
+    followed("adding_a_model.md", files, tmp_path)
+    (tmp_path / "rename.py").write_text(
+        "from pathlib import Path\n"
+        "from drift.policy.loading import FAMILIES, load_policy, save_policy\n"
+        'policy = load_policy("data/tiny-countdown")\n'
+        'policy.family = FAMILIES["mine"]\n'
+        'save_policy(policy, Path("checkpoints/mine"))\n'
+    )
+    call(tmp_path, "rename")
+    (shown,) = commands_of(ROOT / "docs" / "adding_a_model.md")
+    call(tmp_path, *shlex.split(shown.text.removeprefix("scripts/run python -m ")))

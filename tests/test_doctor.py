@@ -10,11 +10,11 @@ import torch
 
 from drift.caching import Cached
 from drift.cli import typed
-from drift.config import Dtype
+from drift.config import CacheMode, Dtype
 from drift.decoding import decode
-from drift.diagnosis import Patient, caches, examine, padding, shift
+from drift.diagnosis import Patient, caches, examine, padding, replay, shift
 from drift.likelihood import micro_batches, token_logps
-from drift.policy.loading import load_policy
+from drift.policy.loading import load_policy, torch_dtype
 from drift.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
@@ -24,9 +24,13 @@ from tests.test_config import composed
 EMBEDDED = [(model, task) for model in ("tiny", "tiny_dream") for task in ("countdown", "sudoku")]
 
 
-def patient(model: str, task_name: str) -> Patient:
+BOTH = pytest.mark.parametrize("dtype", list(Dtype))
+
+
+def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient:
     config = typed(composed(f"model={model}", f"task={task_name}", config="doctor"))
-    policy, task = load_policy(config.model.path), build_task(config.task)
+    policy = load_policy(config.model.path, dtype=torch_dtype(dtype))
+    task = build_task(config.task)
     assert isinstance(task, GeneratedTask)
     examples, prompts, _ = encode_all(
         policy, config.task, task.examples(Split.test)[:8], config.rollout.gen_length
@@ -34,7 +38,7 @@ def patient(model: str, task_name: str) -> Patient:
     answers = [task.demonstration(example, habit=False) for example in examples]
     return Patient(
         policy=policy,
-        dtype=Dtype.float32,
+        dtype=dtype,
         examples=examples,
         prompts=prompts,
         answers=policy.tokenizer(answers, add_special_tokens=False)["input_ids"],
@@ -43,27 +47,42 @@ def patient(model: str, task_name: str) -> Patient:
     )
 
 
+@BOTH
 @pytest.mark.parametrize(("model", "task"), EMBEDDED)
-def test_embedded_checkpoints_are_healthy(model: str, task: str) -> None:
-    findings = examine(patient(model, task))
+def test_embedded_checkpoints_are_healthy(model: str, task: str, dtype: Dtype) -> None:
+    findings = examine(patient(model, task, dtype))
     assert [finding.name for finding in findings if not finding.healthy] == []
 
 
+@BOTH
 @pytest.mark.parametrize(("model", "task"), EMBEDDED)
-def test_a_wrong_shift_is_found(model: str, task: str) -> None:
-    sick = patient(model, task)
+def test_a_wrong_shift_is_found(model: str, task: str, dtype: Dtype) -> None:
+    sick = patient(model, task, dtype)
     sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)
     assert not shift(sick).healthy
 
 
-def test_attention_to_padding_is_found() -> None:
-    sick = patient("tiny", "countdown")
+@BOTH
+def test_attention_to_padding_is_found(dtype: Dtype) -> None:
+    sick = patient("tiny", "countdown", dtype)
     sick = replace(sick, prompts=[*sick.prompts, sick.prompts[0] * 3])
     assert padding(sick).healthy
     backbone = sick.policy.backbone
     forward = backbone.forward
     backbone.forward = lambda ids, *_: forward(ids)  # type: ignore[method-assign]
     assert not padding(sick).healthy
+
+
+@BOTH
+def test_a_learner_that_is_not_the_sampler_is_found(
+    dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = patient("tiny", "countdown", dtype)
+    trace = sick.sample(CacheMode.none)
+    assert replay(sick).healthy
+    sick.policy.backbone.blocks[0].attn.out_proj.weight.data.zero_()
+    monkeypatch.setattr(Patient, "sample", lambda *_: trace)
+    assert not replay(sick).healthy
 
 
 @pytest.mark.parametrize(("model", "task"), EMBEDDED)
@@ -84,7 +103,7 @@ def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> 
 
 
 def test_the_command_prints_a_verdict_a_line_and_exits_with_one(run: Run, tmp_path: Path) -> None:
-    shown = run("doctor", "task.prompt='{numbers}={target} [/b]'").stdout
+    shown = run("doctor", "model.dtype=bfloat16", "task.prompt='{numbers}={target} [/b]'").stdout
     assert shown.count("ok") >= 8
     assert " [/b]<" in shown  # no markup
     folder = tmp_path / "spoilt"

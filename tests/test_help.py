@@ -27,6 +27,8 @@ def drift(*words: str, line: str | None = None) -> subprocess.CompletedProcess[s
 def test_every_option_has_a_line_that_describes_it(path: Path) -> None:
     assert 5 < len(description(path)) < 110
     assert not description(path).endswith((",", ";", ":"))
+    _, _, behind = path.read_text().partition(f"# {description(path)}\n")
+    assert not behind.startswith("#") or description(path).endswith(".")  # it does not go on
 
 
 def test_a_description_is_the_first_comment_that_hydra_does_not_read(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_help_lists_the_groups_of_the_command_and_what_is_chosen(run: Run) -> No
     assert "\n   *static     The same number of tokens each step" in said
     assert "\n    factor     The more tokens together" in said
     assert "remasking: static" in said
-    for absent in ("masking\n", "  objective\n", "schema", "$CONFIG", "$$"):
+    for absent in ("masking\n", "  objective\n", "schema", "output_dir", "$$"):
         assert absent not in said
     assert "Groups" not in run("export", "--help").stdout
 

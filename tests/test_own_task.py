@@ -1,7 +1,10 @@
 """A task of one's own: the example of the docs as it stands there, entry points, and mistakes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,11 @@ import drift
 from drift.config import OwnTaskConfig, Split
 from drift.errors import ConfigError, DataError
 from drift.tasks import Task, build_task
-from tests.conftest import ROOT, Run, read_lines
+from tests.commands import commands_of
+from tests.conftest import ROOT, read_lines
 
-GUIDE = (ROOT / "docs" / "adding_a_task.md").read_text(encoding="utf-8")
-TINY = f"model.path={ROOT}/data/tiny-countdown"
+PAGE = ROOT / "docs" / "adding_a_task.md"
+GUIDE = PAGE.read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
@@ -35,18 +39,28 @@ def test_the_guides_task_is_short() -> None:
     assert len(block("python").splitlines()) <= 40
 
 
-def test_the_guides_task_trains_and_grades(guide: Path, run: Run) -> None:
-    run("train", "--config-dir", "conf", "task=ones", TINY, "debug=smoke", "num_steps=2",
-        "tracking=off", "hydra.run.dir=outputs/run")  # fmt: skip
-    folder = guide / "outputs" / "run"
-    assert json.loads((folder / "summary.json").read_text())["task"] == "ones"
-    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [0, 1, 2]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert re.search(r"\|>[01]{12}=<\|", manifest["first_prompt"])
+def in_a_shell(command: str, folder: Path) -> None:
+    """A line as somebody types it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=True, timeout=300)
+
+
+def test_the_guides_commands_train_and_grade(guide: Path) -> None:
     lines = [{"bits": "0110", "completion": f"\\boxed{{{n}}}"} for n in (2, 3)]
-    (guide / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    run("score", "--config-dir", "conf", "task=ones", "input=in.jsonl", "output=out.jsonl")
-    assert [line["verdict"] for line in read_lines(guide / "out.jsonl")] == ["pass", "wrong"]
+    (guide / "completions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with_yaml, score, without = (shown.text for shown in commands_of(PAGE))
+    for command, folder, size in ((with_yaml, guide / "yaml", 12), (without, guide / "none", 16)):
+        in_a_shell(
+            f"{command} debug=smoke num_steps=2 task.train_size=64 tracking=off "
+            f"hydra.run.dir={folder}", guide,
+        )  # fmt: skip
+        assert json.loads((folder / "summary.json").read_text())["task"] == "ones"
+        assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [0, 1, 2]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert re.search(rf"\|>[01]{{{size}}}=<\|", manifest["first_prompt"])
+    in_a_shell(score, guide)
+    assert [line["verdict"] for line in read_lines(guide / "graded.jsonl")] == ["pass", "wrong"]
 
 
 def own(module: Path | str | None, name: str = "ones") -> Task:

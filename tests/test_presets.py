@@ -18,6 +18,7 @@ from drift.row_objective import ScoredRows, row_objective, upper_bound
 from drift.types import TokenLogps
 from drift.update import restrict, settle_scored
 from drift.validate import validate
+from drift.validate_learning import idle_settings
 from drift.value import step_targets, value_loss, with_value_loss
 from tests.conftest import ROOT, make_trace
 from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
@@ -214,6 +215,15 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
         (["objective.bound_share=0.5"], "objective.bound_share=0.5 applies to"),
         (["experiment=spg", "objective.num_updates=2"], "objective.num_updates=2 needs a ratio"),
         (
+            ["objective.clip_high=0.1"],
+            "objective.clip_high=0.1 does not apply; remove it or set objective.policy_loss=",
+        ),
+        (["experiment=spg", "objective.clip_low=0.1"], "objective.clip_low=0.1 does not apply"),
+        (
+            ["objective.importance_cap=9"],
+            "objective.importance_cap=9.0 does not apply; remove it or set objective.importance=",
+        ),
+        (
             ["objective=gspo", "objective.policy_loss=boundary", "masking=replay"],
             "objective.policy_loss=boundary needs views that each estimate the whole likelihood, "
             "which those of masking=replay do not; use masking=elbo, random or all",
@@ -262,3 +272,26 @@ def test_parts_that_contradict_each_other_are_refused(overrides: list[str], mess
         composed(*overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], []),
+        (["experiment=espo"], []),
+        (["experiment=espo", "objective.kl_coef=0"], ["objective.kl_estimator=k2 changes nothing"]),
+        (
+            ["experiment=diffu_grpo", "objective.num_updates=1"],
+            ["objective.clip_low=0.5 and clip_high=0.5 change nothing at objective.num_updates=1"],
+        ),
+        (["num_steps=3", "optim.warmup_steps=2"], []),
+        (
+            ["objective=ppo_clip", "num_steps=3", "optim.warmup_steps=6"],
+            ["optim.warmup_steps=6: the run ends within the warm-up, after 6 optimizer steps"],
+        ),
+    ],
+)
+def test_what_changes_nothing_is_told(overrides: list[str], said: list[str]) -> None:
+    lines = list(idle_settings(composed(*overrides)))
+    assert len(lines) == len(said)
+    assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run, read_lines
-from tests.test_own_task import TINY, block
+from tests.test_own_task import block
 
 # thresholds 0: else a small model stays gathered, and a missing gather is not noticed
 STRICT = f"cluster.deepspeed={ROOT / 'tests' / 'strict_zero.json'}"
@@ -287,7 +287,8 @@ def test_a_grader_that_hangs_on_one_rank_is_found_in_its_stack(tmp_path: Path) -
     (tmp_path / "ones.py").write_text("import os\nimport time\n" + code)
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
-    command = [sys.executable, "-m", "drift.train", "--config-dir", "conf", "task=ones", TINY,
+    command = [sys.executable, "-m", "drift.train", "--config-dir", "conf", "task=ones",
+               f"model.path={ROOT}/data/tiny-countdown",
                *SMALL, *TWO, "cluster.timeout_s=15", "num_steps=1"]  # fmt: skip
     _, err = started(command, tmp_path).communicate(timeout=120)
     for rank in (0, 1):

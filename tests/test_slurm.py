@@ -198,7 +198,7 @@ def test_what_is_null_is_left_to_slurm(slurm: Slurm) -> None:
     [
         (["cluster.partition=nowhere"], "Invalid partition name specified"),
         (["cluster.cpus_per_process=9999"], "Requested node configuration is not available"),
-        (["cluster.gpus_per_node=2"], "cluster.gpus_per_node=2 and cluster.num_processes=1 must"),
+        (["cluster.gpus_per_node=8"], "cluster.gpus_per_node=8 and cluster.num_processes=1 must"),
         (["cluster.num_processes=null"], "cluster.num_processes=null"),
         (["cluster.time_limit_min=5"], "cluster.signal_delay_s=300 must be below"),
         (["cluster.partition=low,high"], "hydra.launcher.partition=low, but null for the whole"),

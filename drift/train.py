@@ -51,7 +51,7 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     where it began.
 
     Raises:
-        CheckpointError: a given one is not there or not whole.
+        CheckpointError: a given one is not there or not whole, or all of this folder are damaged.
         ConfigError: resume=never, but the folder holds a run that would be lost.
     """
     from drift import checkpointing

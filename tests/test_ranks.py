@@ -295,6 +295,18 @@ def test_a_grader_that_hangs_on_one_rank_is_found_in_its_stack(tmp_path: Path) -
     assert re.search(r'File ".*/ones.py", line \d+ in score', err)
 
 
+@pytest.mark.slow
+def test_rewards_whose_names_differ_by_rank_are_named(tmp_path: Path, run: Run) -> None:
+    rewards = 'rewards={"steps": 0.5} if os.environ["RANK"] == "1" else {}'
+    code = block("python").replace("reward=", f"{rewards}, reward=")
+    (tmp_path / "ones.py").write_text("import os\n" + code)
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
+    done = run("train", "--config-dir", "conf", "task=ones", TINY, *SMALL, *TWO, "num_steps=1",
+               check=False)  # fmt: skip
+    assert re.search(r"the names of their rewards: .*rank 1: .*'steps'", done.stderr), done.stderr
+
+
 def test_prompts_that_the_ranks_cannot_share_are_refused(run: Run) -> None:
     done = run("train", "cluster.num_processes=3", check=False)
     assert done.returncode == 1

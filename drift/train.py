@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
+from drift.files import lock
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
 
@@ -93,9 +94,9 @@ def sole_user(folder: Path) -> Iterator[None]:
     """Refuse a run folder that another process writes to; leave no lock behind a mistake."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("w") as lock:
+    with path.open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{folder} is in use by another process; choose another hydra.run.dir"

@@ -24,7 +24,7 @@ from drift.config import EvalRunConfig
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError, DataError
 from drift.evaluation import Completion, Problems, complete
-from drift.files import flush, write_json
+from drift.files import flush, lock, write_json
 from drift.manifest import data_digest, installed
 from drift.policy.base import Policy
 from drift.policy.loading import read_json
@@ -150,7 +150,7 @@ class Cell:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.completions.open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
                     f"{self.folder} is being evaluated by another process; wait for it or use "

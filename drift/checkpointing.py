@@ -92,8 +92,10 @@ def together(
 
 
 def make_room(folder: Path, beside: Path) -> None:
-    for leftover in folder.glob(".*-step_*"):  # of a run that was killed while it saved
-        shutil.rmtree(leftover)
+    for leftover in folder.glob(".*-step_*"):  # of a killed run, or what could not go before
+        shutil.rmtree(leftover, ignore_errors=True)
+    if beside.exists():
+        out_of_the_way(beside)
     beside.mkdir(parents=True)
 
 
@@ -174,6 +176,18 @@ def flushed_digests(beside: Path, engine: Engine) -> dict[str, Any]:
     return digests
 
 
+def remove(path: Path) -> None:
+    """Remove a checkpoint: its name at once, its files now or, if they are held, at a later save.
+
+    NFS keeps a file that somebody has open, and so its folder.
+    """
+    nameless = out_of_the_way(path)
+    try:
+        shutil.rmtree(nameless)
+    except OSError as error:
+        log.warning("%s is not gone, the next save tries again: %s", nameless, error)
+
+
 def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
     """The state of a whole checkpoint; with an engine each rank reads its share.
 
@@ -200,12 +214,22 @@ def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
 
 
 def newest(folder: Path, engine: Engine | None = None) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state; a damaged one is named in a warning."""
+    """The newest whole checkpoint and its state; a damaged one is named in a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are damaged.
+    """
     found = sorted(folder.glob("step_*"), reverse=True)
-    for path in engine.agree(found) if engine else found:
+    found = engine.agree(found) if engine else found
+    for path in found:
         try:
             return path, check(path, engine)
         except CheckpointError as error:
+            if path == found[-1]:
+                raise CheckpointError(
+                    f"{error}, and no other checkpoint of the run is whole; go on from one "
+                    "elsewhere with resume=FOLDER, or begin again in another hydra.run.dir"
+                ) from None
             log.warning("%s; trying the checkpoint before it", error)
     return None
 
@@ -269,11 +293,11 @@ def drop_after(folder: Path, step: int) -> None:
     """Remove the checkpoints behind the one that is resumed: their steps are done again."""
     for path in sorted(folder.glob("step_*"), reverse=True):  # after a kill the rest is one run
         if int(path.name.removeprefix("step_")) > step:
-            shutil.rmtree(out_of_the_way(path))
+            remove(path)
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
     for path in sorted(folder.glob("step_*"), reverse=True)[keep:]:
         if best_step is None or path.name != f"step_{best_step:06d}":
-            shutil.rmtree(out_of_the_way(path))
+            remove(path)

@@ -28,7 +28,7 @@ class TrainingError(DriftError, RuntimeError):
 
 
 class GradingError(DriftError, RuntimeError):
-    """A process that grades answers cannot start."""
+    """A process that grades answers cannot start, or a task gives a score that is none."""
 
 
 class SandboxError(DriftError, RuntimeError):

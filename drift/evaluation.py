@@ -132,7 +132,7 @@ def complete(
         rows_B=rows_B.to(policy.device),
         trace=trace,
         texts=texts,
-        scores=task.score_all(prompts.examples, texts),
+        scores=task.checked_scores(prompts.examples, texts),
         temperature=rollout.temperature,
         policy_version=0,
         reward_s=time.perf_counter() - started,

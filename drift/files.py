@@ -1,14 +1,21 @@
 """Files that are either whole or absent, their digests, and who may write."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+log = logging.getLogger("drift")
 
 
 def file_digest(path: Path) -> dict[str, Any]:
@@ -51,7 +58,34 @@ def publish(beside: Path, target: Path) -> None:
 
 def out_of_the_way(folder: Path) -> Path:
     """Take its name from a folder that is to be removed: a kill then leaves no half one."""
-    return folder.rename(folder.with_name(f".old-{folder.name}"))
+    return folder.rename(folder.with_name(f".old-{time.time_ns()}-{folder.name}"))
+
+
+def lock(file: IO[str], kind: int) -> bool:
+    """Lock an open file as `fcntl.flock`; False, after a warning, where there are no locks.
+
+    Lustre has them if it is mounted with -o flock.
+
+    Raises:
+        BlockingIOError: another process has the lock, and `kind` says not to wait.
+    """
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn_of_no_locks(Path(file.name).absolute().parent, error.strerror)
+        return False
+    return True
+
+
+@cache
+def warn_of_no_locks(folder: Path, reason: str) -> None:
+    """Once of each folder."""
+    log.warning(
+        "%s: its file system has no locks (%s); start no two commands that write there",
+        folder, reason,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -60,19 +94,21 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
 
     shared: other shared blocks do not count. A lock ends with its process, however that ends.
     """
-    with path.open("a+") as lock:  # NFS: a shared lock needs reading, one for one alone writing
-        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    with path.open("a+") as file:  # NFS: a shared lock needs reading, one for one alone writing
+        lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds a lock on a file; one that is not there has none."""
+    """Whether a process of this machine holds a lock on a file; one that is not there has none.
+
+    Where there are no locks, one may.
+    """
     if not path.exists():
         return False
     mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS: a lock for one alone needs writing
-    with path.open(mode) as lock:
+    with path.open(mode) as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-    return False

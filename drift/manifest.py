@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from drift import __version__
 from drift.config import RunConfig, SFTConfig
 from drift.engine import gpu_names
 from drift.files import write_json
 from drift.types import Example
 
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "hydra-core", "mlflow")
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "accelerate", "deepspeed", "peft", "hydra-core",
+    "mlflow", "sympy", "math-verify", "reasoning-gym",
+)  # fmt: skip
 
 
 def data_digest(examples: list[Example]) -> dict[str, Any]:
@@ -28,15 +33,19 @@ def data_digest(examples: list[Example]) -> dict[str, Any]:
     return {"n": len(examples), "sha256": digest.hexdigest()}
 
 
-def git_state() -> dict[str, Any]:
-    """Commit and whether the tree differs from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
+def git_state(root: Path) -> dict[str, Any]:
+    """Commit and whether the tree differs from it; empty if `root` is not a checkout's own root.
+
+    A package that is installed inside another repository has no commit.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return {}
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
@@ -74,8 +83,8 @@ def build_manifest(seed: int, data: dict[str, Any], prompt: str) -> dict[str, An
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {package: installed(package) for package in PACKAGES},
-        "git": git_state(),
+        "packages": {"drift": __version__} | {name: installed(name) for name in PACKAGES},
+        "git": git_state(ROOT),
         **data,
         "first_prompt": prompt,
         "seed": seed,

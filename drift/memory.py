@@ -187,14 +187,22 @@ def trained_weights(sizes: Sizes) -> tuple[int, str]:
     return (total * sizes.width, "N w") if sizes.split.stage else (total * 4, "4 N")
 
 
+def sampler_weights(model: ModelConfig, split: bool, rollout: RolloutConfig) -> RolloutWeights:
+    """`rollout.weights` with `auto` settled; split: ZeRO-3 splits the trained weights."""
+    if rollout.weights != RolloutWeights.auto:
+        return rollout.weights
+    # compiled code would cast float32 weights anew at every denoising step
+    cast = rollout.compile and model.dtype != Dtype.float32 and not model.lora.rank
+    return RolloutWeights.replica if split or cast else RolloutWeights.shared
+
+
 def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:
     """The reference and the sampler's own weights, whole on each rank."""
-    b, w, terms, weights = sizes.backbone, sizes.width, Terms(), rollout.weights
+    b, w, terms = sizes.backbone, sizes.width, Terms()
+    weights = sampler_weights(sizes.model, sizes.split.stage == 3, rollout)
     total, block = num_parameters(b), block_parameters(b)
     if objective.kl_coef and not sizes.model.lora.rank:
         terms.put("reference", total * w, "N w")
-    if weights == RolloutWeights.auto and sizes.split.stage == 3:
-        weights = RolloutWeights.replica
     if weights == RolloutWeights.replica:
         terms.put("replica", total * w, "N w")
     if weights == RolloutWeights.gather:

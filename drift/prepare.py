@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections import Counter
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,7 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
         The manifest with its `files`.
     """
     beside = folder.with_name(f".writing-{folder.name}")
-    for leftover in (beside, folder.with_name(f".old-{folder.name}")):  # after a kill
+    for leftover in (beside, *folder.parent.glob(f".old-*-{escape(folder.name)}")):  # after a kill
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     files: Fields = {}

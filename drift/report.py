@@ -38,7 +38,9 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
         "rollout/nfe": float(trace.nfe_B.sum()),
         "rollout/tokens": float(trace.committed_BC.sum()),
     }
-    for name in scores[0].rewards:
+    names = sorted(scores[0].rewards)  # of all rows of this rank: `Task.checked_scores`
+    engine.assert_same("the names of their rewards", names)
+    for name in names:
         local[f"reward/{name}"] = sum(score.rewards[name] for score in scores)
     total = engine.sum(local)
     rows, groups = total.pop("rows"), total.pop("groups")

@@ -40,10 +40,13 @@ def grade(
         Scores in order. `rewards` has every reward by name, unweighted: `answer` (the task's own),
         `format` and the task's further ones. `correct` and `verdict` are the task's, whatever
         the weights.
+
+    Raises:
+        GradingError: a score of the task's is none.
     """
     config = task.config.reward
     scores: list[Score] = []
-    for row, score in enumerate(task.score_all(examples, texts)):
+    for row, score in enumerate(task.checked_scores(examples, texts)):
         well_formed = float(task.is_well_formed(texts[row]))
         rewards = {"answer": score.reward, "format": well_formed, **score.rewards}
         total = config.answer * score.reward + config.format * well_formed

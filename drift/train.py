@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.errors import CheckpointError, ConfigError, PreemptedError
-from drift.files import load_json
+from drift.files import load_json, lock
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
 from drift.validate_learning import idle_settings
@@ -70,7 +70,7 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
     where it began.
 
     Raises:
-        CheckpointError: a given one is not there or not whole.
+        CheckpointError: a given one is not there or not whole, or all of this folder are damaged.
         ConfigError: resume=never, but the folder holds a run that would be lost.
     """
     from drift import checkpointing
@@ -112,9 +112,9 @@ def sole_user(folder: Path) -> Iterator[None]:
     """Refuse a run folder that another process writes to; leave no lock behind a mistake."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("w") as lock:
+    with path.open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{folder} is in use by another process; choose another hydra.run.dir"

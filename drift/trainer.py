@@ -19,6 +19,7 @@ from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import EvalResult, Problems, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
+from drift.memory import sampler_weights
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
 from drift.policy.replica import Gathered, Replica
@@ -35,12 +36,7 @@ log = logging.getLogger("drift")
 
 def sampler_of(policy: Policy, config: RunConfig) -> Policy:
     """Whose weights decode: `rollout.weights`."""
-    weights, dtype = config.rollout.weights, torch_dtype(config.model.dtype)
-    if weights == RolloutWeights.auto:
-        # compiled code would cast float32 weights anew at every denoising step
-        cast = config.rollout.compile and dtype != torch.float32 and policy.adapter is None
-        replica = policy.split or cast
-        weights = RolloutWeights.replica if replica else RolloutWeights.shared
+    weights = sampler_weights(config.model, policy.split, config.rollout)
     if weights == RolloutWeights.shared:
         if policy.split:
             raise ConfigError(
@@ -49,7 +45,8 @@ def sampler_of(policy: Policy, config: RunConfig) -> Policy:
         return policy
     if weights == RolloutWeights.gather and not policy.split:
         raise ConfigError("rollout.weights=gather is for cluster.zero_stage=3; use shared")
-    return (Replica if weights == RolloutWeights.replica else Gathered)(policy, dtype)
+    kind = Replica if weights == RolloutWeights.replica else Gathered
+    return kind(policy, torch_dtype(config.model.dtype))
 
 
 class Trainer:

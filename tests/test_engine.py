@@ -1,5 +1,8 @@
 """The optimizer's seam: schedules, resumed settings, gradients that are not finite."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,8 @@ from drift.checkpointing import restore, write_moments
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.engine import Engine
 from drift.errors import TrainingError
-from drift.zero import MOMENTS
-from tests.conftest import make_policy
+from drift.zero import MOMENTS, WEIGHT
+from tests.conftest import ROOT, make_policy
 
 
 def prepared(num_updates: int, **settings: object) -> Engine:
@@ -60,6 +63,38 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     with pytest.raises(TrainingError, match="the gradient's norm is nan"):
         one_update(engine, scale=float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+
+
+def zero_refuses_nan(stage: int) -> None:
+    """As above under ZeRO, in a process of its own."""
+    engine, policy = (
+        Engine(ClusterConfig(name="cpu", zero_stage=stage), Dtype.bfloat16),
+        make_policy(),
+    )
+    policy.split = stage == 3
+    engine.prepare(policy, OptimConfig(lr=1.0), 1)
+
+    def weights() -> list[torch.Tensor]:
+        return [engine.full(name, WEIGHT).clone() for name in engine.shapes]
+
+    before, row, column = weights(), torch.tensor([0]), torch.tensor([2])
+    with engine.micro_batch(last=True):
+        ids, target = torch.tensor([[5, 6, 1]]), torch.tensor([7])
+        logp, *_ = engine.model(ids, torch.tensor([3]), row, column, target, 1.0)
+        engine.backward(float("nan") * logp.sum())
+    with pytest.raises(TrainingError, match="the gradient's norm is"):
+        engine.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(), strict=True))
+    print("refused", flush=True)
+    os._exit(0)  # gloo's threads sometimes abort the interpreter's own exit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_that_is_not_finite_changes_nothing_under_zero(stage: int) -> None:
+    code = f"from tests.test_engine import zero_refuses_nan; zero_refuses_nan({stage})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("refused\n"), done.stderr
 
 
 def test_resumed_optimizer_keeps_its_moments_and_takes_the_new_settings(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A run that is killed again and again, and disks that are full or broken."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.checkpointing import check
+from drift.checkpointing import check, drop_after, make_room, prune
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
@@ -124,6 +126,35 @@ def test_a_kill_while_checkpoints_are_removed_leaves_no_half_one(
     whole = sorted(path.parent.name for path in tmp_path.glob("step_*/state.json"))
     assert whole == sorted(path.name for path in tmp_path.glob("step_*"))
     assert whole == left
+
+
+def test_a_checkpoint_that_cannot_go_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def held(path: str, *, dir_fd: int | None = None) -> None:
+        """NFS keeps a folder in which a file is open."""
+        if path == "policy":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        rmdir(path, dir_fd=dir_fd)
+
+    rmdir, beside = os.rmdir, tmp_path / ".writing-step_000003"
+    for _ in range(2):  # the same steps again
+        for name in ("step_000001", "step_000002", "step_000003", beside.name):
+            (tmp_path / name / "policy").mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.rmdir", held)
+            prune(tmp_path, keep=2, best_step=None)
+            drop_after(tmp_path, step=2)
+            make_room(tmp_path, beside)
+        assert [path.name for path in tmp_path.glob("step_*")] == ["step_000002"]
+        assert not list(beside.iterdir())
+        shutil.rmtree(tmp_path / "step_000002")
+        beside.rmdir()
+    assert [record.getMessage().count("the next save tries") for record in caplog.records] == [
+        1
+    ] * 4
+    make_room(tmp_path, beside)
+    assert list(tmp_path.iterdir()) == [beside]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])

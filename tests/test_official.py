@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,17 @@ from tests.oracles import CONFIGS, random_weights, write_shards
 
 SIZES = {"vocab": 128, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 48}
 FEW = ("rollout.prompts_per_step=4", "rollout.group_size=2", "eval.max_examples=4", "num_steps=2")
+CODE = """from transformers import PretrainedConfig
+
+class LikeTheAuthors(PretrainedConfig):
+    model_type = "{family}"
+"""
+LOADING = """import sys
+from transformers import AutoConfig, GenerationConfig
+for folder in sys.argv[1:]:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    print(type(config).__name__, GenerationConfig.from_pretrained(folder).max_new_tokens)
+"""
 
 
 @pytest.fixture(params=["llada", "dream"])
@@ -24,7 +38,10 @@ def official(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
     tokenizer = blank.make_tokenizer(family)
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("mask", "pad", "eos")}
     config = CONFIGS[family](**SIZES) | ids
+    config["auto_map"] = {"AutoConfig": "configuration_theirs.LikeTheAuthors"}
     write_shards(folder, config, random_weights(family, config, 0), num_shards=3)
+    (folder / "configuration_theirs.py").write_text(CODE.format(family=config["model_type"]))
+    (folder / "generation_config.json").write_text('{"max_new_tokens": 77}')
     tokenizer.save_pretrained(folder)
     return family, folder
 
@@ -48,5 +65,9 @@ def test_an_official_checkpoint_goes_through_every_command(
     written = json.loads((tmp_path / "merged" / "config.json").read_text())
     original = json.loads((folder / "config.json").read_text())
     assert original.items() <= written.items()  # every official key and value is kept
+    command = [sys.executable, "-c", LOADING, str(full / "policy"), "merged"]
+    home = os.environ | {"HF_HOME": str(tmp_path / "hf")}  # transformers copies the modules there
+    loaded = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True)
+    assert loaded.stdout == "LikeTheAuthors 77\n" * 2, loaded.stderr
     names = load_policy(folder).family.official_names(load_policy(folder).backbone.config)
     assert len(names) == len(load_policy(tmp_path / "merged").backbone.state_dict())

@@ -5,19 +5,23 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import drift
 from drift.config import OwnTaskConfig, Split
-from drift.errors import ConfigError, DataError
+from drift.errors import ConfigError, DataError, GradingError
+from drift.reward import grade
 from drift.tasks import Task, build_task
+from drift.types import Score
 from tests.commands import commands_of
-from tests.conftest import ROOT, read_lines
+from tests.conftest import ROOT, Run, read_lines
 
 PAGE = ROOT / "docs" / "adding_a_task.md"
 GUIDE = PAGE.read_text(encoding="utf-8")
+TINY = f"model.path={ROOT}/data/tiny-countdown"
 
 
 def block(language: str) -> str:
@@ -84,6 +88,40 @@ def test_the_guides_task_has_problems_and_grades_them(guide: Path) -> None:
     path.write_text('{"bit": "01"}\n')
     with pytest.raises(DataError, match=rf"^{path}:1: bits: missing$"):
         task.examples(Split.train)
+
+
+GOOD = Score(reward=1, correct=True, answer="2", verdict="pass", rewards={"steps": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault"),
+    [
+        (None, "None is no Score"),
+        (replace(GOOD, reward=float("nan")), "reward=nan is not a finite number"),
+        (replace(GOOD, reward="0.5"), "reward='0.5' is not a finite number"),
+        (replace(GOOD, rewards={"steps": float("inf")}), "steps=inf is not a finite number"),
+        (replace(GOOD, correct=None), "correct=None is neither True nor False"),
+        (replace(GOOD, rewards={}), r"rewards has the names \[\], of others \['steps'\]"),
+    ],
+)
+def test_a_score_that_is_none_is_named_with_its_problem(
+    guide: Path, bad: object, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = own(guide / "ones.py")
+    example, given = task.example({"bits": "0110"}), iter([GOOD, GOOD, GOOD, bad])
+    monkeypatch.setattr(task, "score", lambda *_: next(given))
+    assert [score.reward for score in grade(task, [example] * 2, ["", ""])] == [1, 1]
+    with pytest.raises(GradingError, match=f"^task=ones: the score of ones:0110: {fault}$"):
+        grade(task, [example] * 2, ["", ""])
+
+
+def test_a_reward_that_is_not_finite_ends_a_run_in_one_line(guide: Path, run: Run) -> None:
+    code = block("python").replace("reward=", 'reward=float("nan") * ')
+    (guide / "ones.py").write_text(code)
+    done = run("train", "--config-dir", "conf", "task=ones", TINY, "tracking=off", check=False)
+    assert done.returncode == 1
+    line = r"drift: task=ones: the score of ones:[01]{12}: reward=nan is not a finite number\n"
+    assert re.fullmatch(line, done.stderr)
 
 
 def test_the_same_without_a_yaml_file(guide: Path) -> None:

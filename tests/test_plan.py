@@ -32,6 +32,8 @@ from drift.config import (
 from drift.decoding import decode
 from drift.memory import Sizes, Split, Terms
 from drift.policy.backbone import BackboneConfig
+from drift.policy.replica import Replica
+from drift.trainer import sampler_of
 from tests.conftest import ROOT, make_policy, objective, rollout_config
 
 B = make_policy("dream").backbone.config
@@ -181,6 +183,23 @@ def test_offloading_leaves_neither_masters_nor_moments_on_the_gpu() -> None:
         sizes(stage=3, offload_optimizer=True, offload_parameters=True), *ALONE[::2]
     )
     assert terms.keys() == {"replica"}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("compiled", "rank", "dtype"),
+    [(True, 0, "bfloat16"), (False, 0, "bfloat16"), (True, 4, "bfloat16"), (True, 0, "float32")],
+)
+def test_the_replica_that_a_trainer_makes_is_counted(
+    stage: int, compiled: bool, rank: int, dtype: str
+) -> None:
+    model = ModelConfig(dtype=Dtype(dtype), lora=LoraConfig(rank=rank))
+    made = config(model, rollout=rollout_config(compile=compiled))
+    policy = make_policy("dream")
+    policy.split = stage == 3
+    terms = memory.frozen(sizes(model, stage=stage), objective(), made.rollout)
+    assert ("replica" in terms) == isinstance(sampler_of(policy, made), Replica)
+    assert ("replica" in terms) == (stage == 3 or (compiled, rank, dtype) == (True, 0, "bfloat16"))
 
 
 def test_a_gathered_sampler_holds_one_block() -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Run, read_lines
-from tests.test_own_task import block
+from tests.test_own_task import TINY, block
 
 # thresholds 0: else a small model stays gathered, and a missing gather is not noticed
 STRICT = f"cluster.deepspeed={ROOT / 'tests' / 'strict_zero.json'}"
@@ -288,12 +288,23 @@ def test_a_grader_that_hangs_on_one_rank_is_found_in_its_stack(tmp_path: Path) -
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
     command = [sys.executable, "-m", "drift.train", "--config-dir", "conf", "task=ones",
-               f"model.path={ROOT}/data/tiny-countdown",
-               *SMALL, *TWO, "cluster.timeout_s=15", "num_steps=1"]  # fmt: skip
+               TINY, *SMALL, *TWO, "cluster.timeout_s=15", "num_steps=1"]  # fmt: skip
     _, err = started(command, tmp_path).communicate(timeout=120)
     for rank in (0, 1):
         assert re.search(rf"^drift: rank {rank}: .* step 1, phase eval; its stacks:$", err, re.M)
     assert re.search(r'File ".*/ones.py", line \d+ in score', err)
+
+
+@pytest.mark.slow
+def test_rewards_whose_names_differ_by_rank_are_named(tmp_path: Path, run: Run) -> None:
+    rewards = 'rewards={"steps": 0.5} if os.environ["RANK"] == "1" else {}'
+    code = block("python").replace("reward=", f"{rewards}, reward=")
+    (tmp_path / "ones.py").write_text("import os\n" + code)
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
+    done = run("train", "--config-dir", "conf", "task=ones", TINY, *SMALL, *TWO, "num_steps=1",
+               check=False)  # fmt: skip
+    assert re.search(r"the names of their rewards: .*rank 1: .*'steps'", done.stderr), done.stderr
 
 
 def test_prompts_that_the_ranks_cannot_share_are_refused(run: Run) -> None:

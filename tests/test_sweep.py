@@ -1,5 +1,6 @@
 """Sweeps as a user starts them: a job that fails, an interruption, what is left to run."""
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from mlflow import MlflowClient
 from drift.errors import ConfigError
 from drift.files import is_locked, load_json, locked
 from drift.sweep import LOCK, by_key, plan, refresh, state, what_is_left
+from drift.train import sole_user
 from tests.conftest import ROOT, Run
 
 TINY = (
@@ -135,6 +137,20 @@ def test_locks_ask_for_no_more_than_their_file_was_opened_for(
     for shared in (False, True):
         with locked(tmp_path / "lock", shared=shared):
             assert not is_locked(tmp_path / "lock")  # such a lock does not hold its own process
+
+
+def test_where_there_are_no_locks_one_warning_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_lock(*_: object) -> None:
+        """Lustre without -o flock."""
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    with sole_user(tmp_path), locked(tmp_path / "lock"):
+        assert is_locked(tmp_path / "lock")  # nobody is taken for dead
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}: its file system has no locks (Function not")
 
 
 @pytest.mark.slow

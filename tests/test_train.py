@@ -153,6 +153,13 @@ def test_the_newest_whole_checkpoint_is_taken(run: Run, tmp_path: Path) -> None:
     assert "trying the checkpoint before it" in done.stdout
     assert "step_000002 at step 2" in done.stdout
     check(folder / "step_000004")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for checkpoint in (2, 4):
+        (folder / f"step_{checkpoint:06d}" / "policy" / "config.json").write_text("{}")
+    done = run("train", *SMALL, "num_steps=6", "hydra.run.dir=run", check=False)
+    assert "step_000004 is damaged" in done.stdout
+    assert re.search(r"step_000002 is damaged: .* with resume=FOLDER, or begin again", done.stderr)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_run_ends_when_its_training_time_is_spent(run: Run, tmp_path: Path) -> None:

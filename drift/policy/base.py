@@ -98,6 +98,7 @@ class Policy(nn.Module):
         self.special = special
         self.raw_config = raw_config or {}
         self._tokenizer = tokenizer
+        self.official_files: dict[str, bytes] = {}  # what official code needs beside config.json
         self.adapter: Adapter | None = None  # set by drift.policy.lora
         self.value_head: ValueHead | None = None  # part of no saved policy
         self.kept_cache: Cache | None = None  # of compiled decoding, between its calls

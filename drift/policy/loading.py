@@ -266,6 +266,7 @@ def load_policy(
         )
     backbone = build(config, dtype, device, zero)
     policy = Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
+    policy.official_files = read_official(folder)
     policy.split = zero is not None
     copy_weights(policy, folder)
     return policy
@@ -363,8 +364,14 @@ def save_policy(
         save_settings(policy, folder)
 
 
+def read_official(folder: Path) -> dict[str, bytes]:
+    """The modules that config.json's `auto_map` names, and transformers' settings of generation."""
+    files = [*folder.glob("*.py"), *folder.glob("generation_config.json")]
+    return {path.name: path.read_bytes() for path in files}
+
+
 def save_settings(policy: Policy, folder: Path) -> None:
-    """Write config.json and the tokenizer."""
+    """Write config.json, the tokenizer, and what the official code needs beside them."""
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
     raw["model_type"] = policy.family.model_type
     special = policy.special
@@ -373,3 +380,5 @@ def save_settings(policy: Policy, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
     if policy._tokenizer is not None:
         policy._tokenizer.save_pretrained(folder)
+    for name, content in policy.official_files.items():
+        (folder / name).write_bytes(content)

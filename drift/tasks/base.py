@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import random
 import string
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
 from drift.data_config import Dataset, OnError
-from drift.errors import ConfigError, DataError
+from drift.errors import ConfigError, DataError, GradingError
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import Record, read_records
 from drift.types import Example, Score
@@ -84,6 +85,22 @@ def graded(answer: str | None, verdict: str) -> Score:
     """The score of a task that gives all or nothing: 1 for the verdict `pass`."""
     correct = verdict == "pass"
     return Score(reward=float(correct), correct=correct, answer=answer, verdict=verdict)
+
+
+def fault_of(score: object, first: Score) -> str | None:
+    """What is wrong with what a task gave as a score; None where nothing is.
+
+    first: of the same texts, whose rewards' names all must have.
+    """
+    if not isinstance(score, Score):
+        return f"{score!r} is no Score"
+    for name, value in [("reward", score.reward), *score.rewards.items()]:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{name}={value!r} is not a finite number"
+    if not isinstance(score.correct, bool):
+        return f"correct={score.correct!r} is neither True nor False"
+    names, others = sorted(score.rewards), sorted(first.rewards)
+    return None if names == others else f"rewards has the names {names}, of others {others}"
 
 
 class Task(ABC):
@@ -205,6 +222,19 @@ class Task(ABC):
     def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """Grade completions, one for each example, in order; graders with workers override it."""
         return [self.score(e, t) for e, t in zip(examples, texts, strict=True)]
+
+    def checked_scores(self, examples: list[Example], texts: list[str]) -> list[Score]:
+        """What `score_all` gives, as every other file gets it.
+
+        Raises:
+            GradingError: something in it cannot be trained on or counted.
+        """
+        scores = self.score_all(examples, texts)
+        for example, score in zip(examples, scores, strict=True):
+            fault = fault_of(score, scores[0])
+            if fault:
+                raise GradingError(f"task={self.config.name}: the score of {example.key}: {fault}")
+        return scores
 
 
 class GeneratedTask(Task):

@@ -112,7 +112,7 @@ def sft_step(
 def save(engine: Engine, policy: Policy, folder: Path) -> None:
     """Write a policy beside, then give it its name; until then the one before keeps it."""
     for leftover in folder.parent.glob(f".*-{folder.name}"):  # of a run that was killed
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     beside = folder.with_name(f".writing-{folder.name}")
     together(engine, beside, lambda: save_policy(policy, beside))
     for file in beside.iterdir():

@@ -120,8 +120,7 @@ def complete(
     )
     rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
-    progress = live.bar(f"{problems.split} rows", len(prompts.ids), engine.watchdog.beat)
-    with engine.autocast(), progress as bar:
+    with engine.autocast(), live.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
         trace = decode(policy, prompts.ids, rows_B, rollout, key, count=bar.move)
     engine.synchronize()
     decode_s = engine.max(time.perf_counter() - started)

@@ -110,10 +110,7 @@ class Trainer:
         config, step = self.config, self.progress.step
         with self.phase("rollout"), self.engine.autocast():
             key = rng.stream(config.seed, "rollout", step)
-            rollout = collect(
-                self.sampler, self.task, prompts, config.rollout, key, step,
-                self.engine.watchdog.beat,
-            )  # fmt: skip
+            rollout = collect(self.sampler, self.task, prompts, config.rollout, key, step)
         self.move_time("rollout", "reward", rollout.reward_s)
         return rollout
 
@@ -302,10 +299,11 @@ class Trainer:
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of a block to a phase of the run; tell the watchdog."""
         started = time.perf_counter()
-        self.engine.watchdog.enter(self.progress.step + 1, name)
+        place = f"step {self.progress.step + 1}, phase"
+        self.engine.watchdog.enter(f"{place} {name}")
         try:
             yield
         finally:
             self.engine.synchronize()
-            self.engine.watchdog.enter(self.progress.step + 1, f"after {name}")
+            self.engine.watchdog.enter(f"{place} after {name}")
             self.progress.phase_s[name] += time.perf_counter() - started

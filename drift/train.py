@@ -131,6 +131,7 @@ def build(
     overlap = check_overlap(task, examples, config.data.max_overlap)
     engine.share(config.rollout.prompts_per_step, "rollout.prompts_per_step")
 
+    engine.watchdog.start()  # not before what may be a download
     path = str(resumed[0] / "policy") if resumed else None
     policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
     reference = None
@@ -187,7 +188,6 @@ def train(config: RunConfig, engine: "Engine") -> None:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
         else:
-            engine.watchdog.start()
             if engine.num_ranks > 1:
                 log.info("%s", place_line(config, engine))
             if engine.is_main:

@@ -12,7 +12,7 @@ import torch
 
 from drift import checkpointing, rng
 from drift.advantage import estimate
-from drift.config import RewardControl, RolloutWeights, RunConfig, SlurmConfig, Split
+from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ from drift.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
 from drift.policy.replica import Gathered, Replica
-from drift.preemption import Notice
+from drift.preemption import Notice, patience_s
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
@@ -80,6 +80,7 @@ class Trainer:
         self.counted_at = time.perf_counter()
         self.saved_step = -1  # of the newest checkpoint of this folder
         self.saved_best: int | None = None  # the step of the best one
+        self.notice = Notice(patience_s(config.cluster))
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -159,12 +160,10 @@ class Trainer:
         Raises:
             PreemptedError: the signal came; the run is saved.
         """
-        cluster = self.config.cluster
-        slurm = isinstance(cluster, SlurmConfig)
-        with Notice(0.8 * cluster.signal_delay_s if slurm else None) as notice:
-            self.follow_schedule(notice)
+        with self.notice:
+            self.follow_schedule()
 
-    def follow_schedule(self, notice: Notice) -> None:
+    def follow_schedule(self) -> None:
         config, progress = self.config, self.progress
         self.counted_at = time.perf_counter()
         if "first" not in progress.evals:
@@ -175,7 +174,7 @@ class Trainer:
             before = dict(progress.phase_s)
             last = self.at_end
             while not last:
-                self.obey(notice)
+                self.obey()
                 rollout, report = self.step()
                 progress.step += 1
                 last = self.at_end
@@ -190,17 +189,18 @@ class Trainer:
             self.evaluate("last", Split.test)
             self.save(must=True)
 
-    def obey(self, notice: Notice) -> None:
+    def obey(self) -> None:
         """Save and leave if any rank was sent a signal."""
         self.engine.assert_same("the step that comes next", self.progress.step)
-        signum = int(self.engine.max(notice.signum))
+        signum = int(self.engine.max(self.notice.signum))
         if signum:
             step, folder = self.progress.step, self.config.output_dir
             if self.saved_step != step:
                 self.save()
             is_saved = self.saved_step == step
             saved = "the run is saved" if is_saved else f"step {step} could not be saved"
-            notice.obey(signum, self.engine.rank, f"{saved}; go on with hydra.run.dir={folder}")
+            words = f"{saved}; go on with hydra.run.dir={folder}"
+            self.notice.obey(signum, self.engine.rank, words)
 
     def evaluate_if_due(self, last: bool) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""

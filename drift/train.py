@@ -238,7 +238,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     facts = {"data": digests, "overlap": overlap, "skipped_records": trainer.task.skipped}
     write_json(folder / "manifest.json", build_manifest(config.seed, facts, prompt))
     name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
-    done = trainer.progress.step if resumed else -1
+    done = trainer.progress.logged_step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)
     tracker.log_files([folder / "config.yaml", folder / "manifest.json"])
 

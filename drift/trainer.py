@@ -16,7 +16,7 @@ from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
-from drift.evaluation import EvalResult, Problems, evaluate
+from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
 from drift.policy.base import Policy
@@ -166,24 +166,27 @@ class Trainer:
     def follow_schedule(self) -> None:
         config, progress = self.config, self.progress
         self.counted_at = time.perf_counter()
-        if "first" not in progress.evals:
+        if "validation" not in progress.evals:
             first = self.evaluate("first", Split.test)
             validation = self.evaluate("validation", Split.validation)
             self.report.start(first, validation)
         with self.report.progress_bar(progress.step, config.num_steps):
-            before = dict(progress.phase_s)
-            last = self.at_end
-            while not last:
-                self.obey()
-                rollout, report = self.step()
-                progress.step += 1
+            if not progress.owed:
+                progress.logged_s = dict(progress.phase_s)
+            while progress.owed or not self.at_end:
+                if not progress.owed:
+                    self.obey()
+                    rollout, report = self.step()
+                    progress.step += 1
+                    progress.owed = dict(report.metrics)
+                    self.report.rollout(progress.step, rollout)
                 last = self.at_end
-                metrics = report.metrics | self.evaluate_if_due(last)
+                metrics = progress.owed | self.evaluate_if_due(last)
                 for name, total in progress.phase_s.items():
-                    metrics[f"time/{name}_s"] = total - before[name]
-                before = dict(progress.phase_s)
+                    metrics[f"time/{name}_s"] = total - progress.logged_s[name]
+                progress.owed, progress.logged_s = {}, dict(progress.phase_s)
                 # first the line, then the checkpoint: a resumed run drops lines, never lacks one
-                self.report.step(progress.step, metrics, rollout)
+                self.report.step(progress.step, metrics)
                 self.save_if_due(last)
         if not self.finished:  # a run that is taken up behind its end
             self.evaluate("last", Split.test)
@@ -221,10 +224,21 @@ class Trainer:
             self.save(must=last)
 
     def evaluate(self, name: str, split: Split) -> EvalResult:
-        """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
+        """Greedy accuracy on a split; the best validation result chooses the best checkpoint.
+
+        Raises:
+            PreemptedError: a signal ends the run, which is saved; it owes the evaluation.
+        """
         greedy = replace(self.config.rollout, temperature=0.0)
-        with self.phase("eval"):
-            result = evaluate(self.engine, self.sampler, self.task, self.problems[split], greedy)
+        try:
+            with self.phase("eval"):
+                result = evaluate(
+                    self.engine, self.sampler, self.task, self.problems[split], greedy,
+                    leave=lambda: self.notice.signum > 0,
+                )  # fmt: skip
+        except UnfinishedError:
+            self.obey()
+            return self.evaluate(name, split)  # submitit's handler has ignored the signal
         progress = self.progress
         entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}
         progress.evals[name] = entry

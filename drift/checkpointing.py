@@ -172,7 +172,7 @@ def flushed_digests(beside: Path, engine: Engine) -> dict[str, Any]:
     for name in files_in(beside)[engine.rank :: engine.num_ranks]:
         flush(beside / name)
         digests[name] = file_digest(beside / name)
-        engine.watchdog.beat()
+        live.beat()
     return digests
 
 

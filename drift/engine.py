@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from drift import ranks, zero
+from drift import live, ranks, zero
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.errors import ConfigError, TrainingError
 from drift.policy.base import VALUE_HEAD, Policy
@@ -246,7 +246,7 @@ class Engine:
 
         Every rank calls, with the same names in the same order.
         """
-        self.watchdog.beat()
+        live.beat()
         parameter = self.trained[name]
         if self.stage:
             return zero.full(parameter, key)
@@ -258,6 +258,7 @@ class Engine:
     @torch.no_grad()
     def put(self, name: str, key: str, value: Tensor) -> None:
         """Overwrite what `full` gives; each rank keeps its part."""
+        live.beat()
         parameter, value = self.trained[name], value.to(self.device)
         if self.stage:
             zero.put(parameter, key, value, self.stage)

@@ -54,13 +54,18 @@ def run(config: EvalRunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / PROTOCOL, content)
         log.info("protocol: %s", folder / PROTOCOL)
-    for name, path in zip(names, paths, strict=True):
-        new = Progress(checkpoint=name, path=str(path), position=position_in(folder, name))
-        cell = Cell(folder / checkpoint_folder(name, path), new)
-        if engine.agree(cell.progress.finished):
-            log.info("%s: finished, not run again", name)
-            continue
-        finish_cell(engine, cell, task, examples, config, results)
+    engine.watchdog.start()
+    try:
+        for name, path in zip(names, paths, strict=True):
+            new = Progress(checkpoint=name, path=str(path), position=position_in(folder, name))
+            cell = Cell(folder / checkpoint_folder(name, path), new)
+            if engine.agree(cell.progress.finished):
+                log.info("%s: finished, not run again", name)
+                continue
+            engine.watchdog.enter(f"the evaluation of {name}")
+            finish_cell(engine, cell, task, examples, config, results)
+    finally:
+        engine.watchdog.stop()
     if engine.is_main:
         show(results, group_of(folder))
     engine.close()

@@ -2,7 +2,10 @@
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -15,9 +18,13 @@ from drift.prompts import encode_all
 from drift.rollout import texts_of
 from drift.stats import Accuracy
 from drift.tasks import Task
-from drift.types import Example, PromptBatch, Rollout
+from drift.types import Example, PromptBatch, Rollout, Trace
 
 log = logging.getLogger("drift")
+
+
+class UnfinishedError(Exception):
+    """An evaluation that was left, on all ranks alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +106,7 @@ def complete(
     key: int,
     samples: int = 1,
     first_row: int = 0,
+    leave: Callable[[], bool] | None = None,
 ) -> Completions:
     """Complete every problem `samples` times and grade; each rank does its share of the rows.
 
@@ -110,6 +118,10 @@ def complete(
         samples: completions of a problem.
         first_row: number of the first row in the random numbers: a part of a set of problems gets
             the completions that it has in the whole.
+        leave: asked after each denoising step of this rank.
+
+    Raises:
+        UnfinishedError: some rank was to leave.
     """
     total = len(problems.ids) * samples
     first, last = (total * r // engine.num_ranks for r in (engine.rank, engine.rank + 1))
@@ -120,9 +132,12 @@ def complete(
     )
     rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
-    progress = live.bar(f"{problems.split} rows", len(prompts.ids), engine.watchdog.beat)
-    with engine.autocast(), progress as bar:
-        trace = decode(policy, prompts.ids, rows_B, rollout, key, count=bar.move)
+    with engine.autocast(), live.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
+        trace = decode_unless(leave, bar, policy, prompts.ids, rows_B, rollout, key)
+    if trace is None:
+        policy.settle()  # until the other ranks have left, or are done
+    if engine.max(trace is None) or trace is None:
+        raise UnfinishedError
     engine.synchronize()
     decode_s = engine.max(time.perf_counter() - started)
     texts, started = texts_of(policy, trace), time.perf_counter()
@@ -140,6 +155,19 @@ def complete(
     return Completions(
         rows=engine.gather(completions_of(own, samples)), rollout=own, decode_s=decode_s
     )
+
+
+def decode_unless(leave: Callable[[], bool] | None, bar: live.Bar, *arguments: Any) -> Trace | None:
+    """`decode(*arguments)` with a bar; None if it was left."""
+
+    def count(done: float) -> None:
+        bar.move(done)
+        if leave and leave():
+            raise UnfinishedError
+
+    with suppress(UnfinishedError):
+        return decode(*arguments, count=count)
+    return None
 
 
 def completions_of(rollout: Rollout, samples: int) -> list[Completion]:
@@ -167,14 +195,19 @@ def completions_of(rollout: Rollout, samples: int) -> list[Completion]:
 
 
 def evaluate(
-    engine: Engine, policy: Policy, task: Task, problems: Problems, rollout: RolloutConfig
+    engine: Engine,
+    policy: Policy,
+    task: Task,
+    problems: Problems,
+    rollout: RolloutConfig,
+    leave: Callable[[], bool] | None = None,
 ) -> EvalResult:
     """Complete every problem once with the given decoding settings; temperature 0 is greedy.
 
-    Each rank completes its share; all return the whole result.
+    Each rank completes its share; all return the whole result, or leave (see `complete`).
     """
-    started = time.perf_counter()
-    rows = complete(engine, policy, task, problems, rollout, key=rng.stream(0, "eval")).rows
+    started, key = time.perf_counter(), rng.stream(0, "eval")
+    rows = complete(engine, policy, task, problems, rollout, key=key, leave=leave).rows
     return EvalResult(
         split=problems.split,
         accuracy=Accuracy(correct=sum(row.correct for row in rows), n=len(rows)),

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from drift import ranks
 from drift.cluster_config import ClusterConfig
 from drift.errors import DriftError, PreemptedError, RankError
-from drift.preemption import Notice
+from drift.preemption import Notice, patience_s
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead
 TIDY_S = 120.0  # the same when one has obeyed a signal: the first rank tidies up and reports
@@ -83,7 +83,7 @@ def start(command: str, config: Any) -> None:
         words.append(reader)
     for process in processes:
         process.start()
-    with Forwarder(processes) as notice:
+    with Forwarder(processes, cluster) as notice:
         dead = first_dead(processes)
         if dead is None:
             return
@@ -98,8 +98,8 @@ def start(command: str, config: Any) -> None:
 class Forwarder(Notice):
     """Hands the signals that announce the end on to the ranks, which save and leave."""
 
-    def __init__(self, processes: list[BaseProcess]):
-        super().__init__()
+    def __init__(self, processes: list[BaseProcess], cluster: ClusterConfig):
+        super().__init__(patience_s(cluster))
         self.processes = processes
 
     def note(self, signum: int, frame: FrameType | None) -> None:

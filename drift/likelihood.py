@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from drift import live
 from drift.policy.base import SpecialIds
 from drift.types import Rollout, TokenLogps
 
@@ -129,6 +130,7 @@ def score(
         batch: what to score.
         temperature: the sampler's, so that the learner speaks of the sampler's distribution.
     """
+    live.beat()
     return model(
         batch.ids_MS, batch.length_M, batch.row_N, batch.position_N, batch.target_N, temperature
     )

@@ -24,6 +24,13 @@ QUIET_S, WORTH_S, PATIENCE_S = 1.0, 3.0, 5.0  # see `Bar`
 HISTORY = 1000  # rewards kept; no terminal is wider
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 ON_VIEW = {"on_view": True}  # `extra` of a log record that a view shows: for the file alone
+alive_at = 0.0  # when this process last did something, by `time.monotonic`
+
+
+def beat() -> None:
+    """A sign of life, for the watchdog: something was done in a long phase."""
+    global alive_at
+    alive_at = time.monotonic()
 
 
 def on_terminal() -> bool:
@@ -94,15 +101,14 @@ class Narrower:
 
 
 @contextmanager
-def bar(what: str, total: int, beat: Callable[[], None] | None = None) -> Iterator["Bar"]:
+def bar(what: str, total: int) -> Iterator["Bar"]:
     """A bar with the time left while the block runs: `loading 120/291 ━━━━╸──── 0:12 left`.
 
     Args:
         what: is done `total` times; the block calls `advance` of the bar, or `move`.
         total: 0 shows nothing.
-        beat: called whenever the bar moves, shown or not.
     """
-    content = Bar(what, total, beat=beat)
+    content = Bar(what, total)
     with show(content):
         yield content
 
@@ -153,10 +159,8 @@ class Bar:
         total: int,
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        beat: Callable[[], None] | None = None,
     ):
         self.what = what
-        self.beat = beat
         self.total = total
         self.done: float = done
         self.pace = Pace(done, total, clock)
@@ -170,8 +174,7 @@ class Bar:
         """So much is done now; a part of the next one counts for the time left."""
         self.done = done
         self.pace.mark(done)
-        if self.beat is not None:
-            self.beat()
+        beat()
 
     def row(self) -> "Table":
         """The bar, as wide as the terminal."""

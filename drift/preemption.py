@@ -5,6 +5,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from drift.cluster_config import ClusterConfig, SlurmConfig
 from drift.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -13,6 +14,11 @@ REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job
 
 class RequeuedExit(SystemExit):
     """submitit has put the job into the queue again, where it will be taken up."""
+
+
+def patience_s(cluster: ClusterConfig) -> float | None:
+    """How long after a signal SLURM leaves the run to finish its step; None where none counts."""
+    return 0.8 * cluster.signal_delay_s if isinstance(cluster, SlurmConfig) else None
 
 
 class Notice:

@@ -101,6 +101,15 @@ class Progress:
     evals: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     best_step: int | None = None
     best_correct: int = -1
+    owed: dict[str, float] = field(default_factory=dict[str, float])
+    """Metrics of the last step while they wait for its evaluation, which a signal can put off."""
+    logged_s: dict[str, float] = field(default_factory=dict[str, float])
+    """`phase_s` when the last metrics were logged."""
+
+    @property
+    def logged_step(self) -> int:
+        """The last step whose metrics are logged."""
+        return self.step - bool(self.owed)
 
     @property
     def training_s(self) -> float:
@@ -139,16 +148,14 @@ class Report:
             }
             self.tracker.log(0, metrics)
 
-    def step(self, step: int, metrics: dict[str, float], rollout: Rollout) -> None:
+    def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record a step that is done; every rank calls."""
         peak = self.engine.max(self.engine.peak_memory_gib())
-        lines = self.engine.gather(rollout_lines(rollout))
         if not self.engine.is_main:
             return
         tokens_per_s = metrics["rollout/tokens"] / metrics["time/rollout_s"]
         extra = {"rollout/tokens_per_s": tokens_per_s, "mem/peak_gib": peak}
         self.tracker.log(step, metrics | extra)
-        self.write_rollout(step, lines)
         accuracy = metrics.get("eval/accuracy")
         text = (
             f"reward {metrics['reward/mean']:.3f}  accuracy {metrics['reward/accuracy']:.3f}  "
@@ -162,9 +169,12 @@ class Report:
         shown = live.ON_VIEW if accuracy is None else None
         log.info("step %d/%d  %s", step, self.config.num_steps, text, extra=shown)
 
-    def write_rollout(self, step: int, lines: list[str]) -> None:
-        """rollouts/step_*.jsonl: every completion of the step with its grade."""
+    def rollout(self, step: int, rollout: Rollout) -> None:
+        """rollouts/step_*.jsonl: all completions of a step with their grades; every rank calls."""
         path = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
+        lines = self.engine.gather(rollout_lines(rollout))
+        if not self.engine.is_main:
+            return
         with survives_a_full_disk(path):
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

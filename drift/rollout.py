@@ -1,7 +1,6 @@
 """Prompts to graded completions."""
 
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -33,7 +32,6 @@ def collect(
     config: RolloutConfig,
     key: int,
     policy_version: int,
-    beat: Callable[[], None] | None = None,
 ) -> Rollout:
     """Complete each prompt `group_size` times and grade every completion once.
 
@@ -44,7 +42,6 @@ def collect(
         config: group size and decoding settings.
         key: of the random numbers of this step, the same on every rank.
         policy_version: training steps that `policy` has seen.
-        beat: called after each denoising step.
 
     Returns:
         B = P * group_size rows, the rows of a group adjacent.
@@ -52,7 +49,7 @@ def collect(
     first_row = prompts.first_prompt * config.group_size
     rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
-    with live.bar("rollout rows", len(repeated), beat) as bar:
+    with live.bar("rollout rows", len(repeated)) as bar:
         trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
     texts = texts_of(policy, trace)
     started = time.perf_counter()

@@ -150,6 +150,7 @@ def build(
     overlap = check_overlap(task, examples, config.data.max_overlap)
     engine.share(config.rollout.prompts_per_step, "rollout.prompts_per_step")
 
+    engine.watchdog.start()  # not before what may be a download
     path = str(resumed[0] / "policy") if resumed else None
     policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
     reference = None
@@ -206,7 +207,6 @@ def train(config: RunConfig, engine: "Engine") -> None:
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
         else:
-            engine.watchdog.start()
             if engine.num_ranks > 1:
                 log.info("%s", place_line(config, engine))
             if engine.is_main:
@@ -253,7 +253,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     facts = {"data": digests, "overlap": overlap, "skipped_records": trainer.task.skipped}
     write_origin(config, facts, prompt)
     name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
-    done = trainer.progress.step if resumed else -1
+    done = trainer.progress.logged_step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)
     tracker.log_files([folder / "config.yaml", folder / "manifest.json"])
 

@@ -12,18 +12,18 @@ import torch
 
 from drift import checkpointing, rng
 from drift.advantage import estimate
-from drift.config import RewardControl, RolloutWeights, RunConfig, SlurmConfig, Split
+from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
 from drift.engine import Engine
 from drift.errors import CheckpointError, ConfigError
-from drift.evaluation import EvalResult, Problems, evaluate
+from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
 from drift.memory import sampler_weights
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
 from drift.policy.replica import Gathered, Replica
-from drift.preemption import Notice
+from drift.preemption import Notice, patience_s
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
@@ -77,6 +77,7 @@ class Trainer:
         self.counted_at = time.perf_counter()
         self.saved_step = -1  # of the newest checkpoint of this folder
         self.saved_best: int | None = None  # the step of the best one
+        self.notice = Notice(patience_s(config.cluster))
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -107,10 +108,7 @@ class Trainer:
         config, step = self.config, self.progress.step
         with self.phase("rollout"), self.engine.autocast():
             key = rng.stream(config.seed, "rollout", step)
-            rollout = collect(
-                self.sampler, self.task, prompts, config.rollout, key, step,
-                self.engine.watchdog.beat,
-            )  # fmt: skip
+            rollout = collect(self.sampler, self.task, prompts, config.rollout, key, step)
         self.move_time("rollout", "reward", rollout.reward_s)
         return rollout
 
@@ -159,48 +157,50 @@ class Trainer:
         Raises:
             PreemptedError: the signal came; the run is saved.
         """
-        cluster = self.config.cluster
-        slurm = isinstance(cluster, SlurmConfig)
-        with Notice(0.8 * cluster.signal_delay_s if slurm else None) as notice:
-            self.follow_schedule(notice)
+        with self.notice:
+            self.follow_schedule()
 
-    def follow_schedule(self, notice: Notice) -> None:
+    def follow_schedule(self) -> None:
         config, progress = self.config, self.progress
         self.counted_at = time.perf_counter()
-        if "first" not in progress.evals:
+        if "validation" not in progress.evals:
             first = self.evaluate("first", Split.test)
             validation = self.evaluate("validation", Split.validation)
             self.report.start(first, validation)
         with self.report.progress_bar(progress.step, config.num_steps):
-            before = dict(progress.phase_s)
-            last = self.at_end
-            while not last:
-                self.obey(notice)
-                rollout, report = self.step()
-                progress.step += 1
+            if not progress.owed:
+                progress.logged_s = dict(progress.phase_s)
+            while progress.owed or not self.at_end:
+                if not progress.owed:
+                    self.obey()
+                    rollout, report = self.step()
+                    progress.step += 1
+                    progress.owed = dict(report.metrics)
+                    self.report.rollout(progress.step, rollout)
                 last = self.at_end
-                metrics = report.metrics | self.evaluate_if_due(last)
+                metrics = progress.owed | self.evaluate_if_due(last)
                 for name, total in progress.phase_s.items():
-                    metrics[f"time/{name}_s"] = total - before[name]
-                before = dict(progress.phase_s)
+                    metrics[f"time/{name}_s"] = total - progress.logged_s[name]
+                progress.owed, progress.logged_s = {}, dict(progress.phase_s)
                 # first the line, then the checkpoint: a resumed run drops lines, never lacks one
-                self.report.step(progress.step, metrics, rollout)
+                self.report.step(progress.step, metrics)
                 self.save_if_due(last)
         if not self.finished:  # a run that is taken up behind its end
             self.evaluate("last", Split.test)
             self.save(must=True)
 
-    def obey(self, notice: Notice) -> None:
+    def obey(self) -> None:
         """Save and leave if any rank was sent a signal."""
         self.engine.assert_same("the step that comes next", self.progress.step)
-        signum = int(self.engine.max(notice.signum))
+        signum = int(self.engine.max(self.notice.signum))
         if signum:
             step, folder = self.progress.step, self.config.output_dir
             if self.saved_step != step:
                 self.save()
             is_saved = self.saved_step == step
             saved = "the run is saved" if is_saved else f"step {step} could not be saved"
-            notice.obey(signum, self.engine.rank, f"{saved}; go on with hydra.run.dir={folder}")
+            words = f"{saved}; go on with hydra.run.dir={folder}"
+            self.notice.obey(signum, self.engine.rank, words)
 
     def evaluate_if_due(self, last: bool) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
@@ -223,10 +223,21 @@ class Trainer:
             self.save(must=last)
 
     def evaluate(self, name: str, split: Split) -> EvalResult:
-        """Greedy accuracy on a split; the best validation result chooses the best checkpoint."""
+        """Greedy accuracy on a split; the best validation result chooses the best checkpoint.
+
+        Raises:
+            PreemptedError: a signal ends the run, which is saved; it owes the evaluation.
+        """
         greedy = replace(self.config.rollout, temperature=0.0)
-        with self.phase("eval"):
-            result = evaluate(self.engine, self.sampler, self.task, self.problems[split], greedy)
+        try:
+            with self.phase("eval"):
+                result = evaluate(
+                    self.engine, self.sampler, self.task, self.problems[split], greedy,
+                    leave=lambda: self.notice.signum > 0,
+                )  # fmt: skip
+        except UnfinishedError:
+            self.obey()
+            return self.evaluate(name, split)  # submitit's handler has ignored the signal
         progress = self.progress
         entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}
         progress.evals[name] = entry
@@ -301,10 +312,11 @@ class Trainer:
     def phase(self, name: str) -> Iterator[None]:
         """Add the time of a block to a phase of the run; tell the watchdog."""
         started = time.perf_counter()
-        self.engine.watchdog.enter(self.progress.step + 1, name)
+        place = f"step {self.progress.step + 1}, phase"
+        self.engine.watchdog.enter(f"{place} {name}")
         try:
             yield
         finally:
             self.engine.synchronize()
-            self.engine.watchdog.enter(self.progress.step + 1, f"after {name}")
+            self.engine.watchdog.enter(f"{place} after {name}")
             self.progress.phase_s[name] += time.perf_counter() - started

@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.checkpointing import check, drop_after, make_room, prune
+from drift.policy.loading import read_json
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
@@ -26,16 +27,31 @@ SMALL = (
     "checkpoint.every=1",
 )
 NUM_KILLS, NUM_WRITING, NUM_STEPS = 20, 3, 24
+GATHER = (
+    "cluster.num_processes=2",
+    "cluster.zero_stage=3",
+    "cluster.threads=1",
+    "rollout.weights=gather",
+)
 PER_RUN = ("time/", "mem/", "rollout/tokens_per_s", "unix_s")
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "drift.train", *SMALL, f"num_steps={NUM_STEPS}"]
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    steps = f"num_steps={NUM_STEPS}"
+    command = [sys.executable, "-m", "drift.train", *SMALL, steps, *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "hydra.run.dir=run"], cwd=folder, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def comparable(run: Path) -> list[dict[str, object]]:
+    """The lines of metrics.jsonl without what two equal runs differ in."""
+    return [
+        {k: v for k, v in line.items() if not k.startswith(PER_RUN)}
+        for line in read_lines(run / "metrics.jsonl")
+    ]
 
 
 def is_writing(run: Path) -> bool:
@@ -74,14 +90,7 @@ def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     assert start(whole).wait(timeout=300) == 0
-    lines, expected = (
-        [
-            {k: v for k, v in line.items() if not k.startswith(PER_RUN)}
-            for line in read_lines(folder / "metrics.jsonl")
-        ]
-        for folder in (run, whole / "run")
-    )
-    assert lines == expected
+    assert comparable(run) == comparable(whole / "run")
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'drift'")
     (only,) = client.search_runs([experiment.experiment_id])
@@ -210,3 +219,25 @@ def test_a_full_disk_costs_checkpoints_and_never_the_last_one(run: Run, small_di
     subprocess.run(["mount", "-o", "remount,size=70m", str(small_disk)], check=True)
     run(*command)
     check(small_disk / "run" / "checkpoints" / "step_000006")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [("eval.max_examples=40",), GATHER], ids=["alone", "gather"])
+def test_a_signal_in_an_evaluation_puts_it_off(cluster: tuple[str, ...], tmp_path: Path) -> None:
+    slow = ("rollout.max_rows=1", "eval.every=2", "checkpoint.every=0", *cluster)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    whole.mkdir()
+    process = start(tmp_path, *slow, "num_steps=3")
+    second = run / "rollouts" / "step_000002.jsonl"
+    while not second.exists():  # its evaluation is next
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=200) == 143
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 1]
+    check(run / "checkpoints" / "step_000002")
+    for folder in (tmp_path, whole):
+        assert start(folder, *slow, "num_steps=3").wait(timeout=300) == 0
+    assert comparable(run) == comparable(whole / "run")
+    summaries = [read_json(folder / "summary.json") for folder in (run, whole / "run")]
+    assert summaries[0]["eval"] == summaries[1]["eval"]

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from drift.config import ClusterConfig, SlurmConfig
 from drift.errors import PreemptedError
-from drift.launch import end
+from drift.launch import Forwarder, end
 from drift.preemption import Notice
 
 
@@ -42,6 +43,17 @@ def test_it_is_called_in_a_step_that_is_too_long(heard: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(0.5)
         assert heard == [signal.SIGUSR2]
+
+
+def test_it_is_called_in_a_long_step_of_ranks_that_were_started_here(heard: list[int]) -> None:
+    for cluster, calls in (
+        (ClusterConfig(name="local"), []),
+        (SlurmConfig(name="slurm", signal_delay_s=1), [signal.SIGUSR2]),
+    ):
+        with Forwarder([], cluster):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(1.0)  # 0.8 of the delay are the step's
+            assert heard == calls
 
 
 def test_ranks_are_given_the_time_that_is_asked_for() -> None:

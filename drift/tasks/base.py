@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
+from drift import live
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
 from drift.data_config import Dataset, OnError
 from drift.errors import ConfigError, DataError, GradingError
@@ -221,7 +222,12 @@ class Task(ABC):
 
     def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """Grade completions, one for each example, in order; graders with workers override it."""
-        return [self.score(e, t) for e, t in zip(examples, texts, strict=True)]
+        scores: list[Score] = []
+        with live.bar("grading answers", len(texts)) as bar:
+            for example, text in zip(examples, texts, strict=True):
+                scores.append(self.score(example, text))
+                bar.advance()
+        return scores
 
     def checked_scores(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """What `score_all` gives, as every other file gets it.

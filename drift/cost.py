@@ -142,7 +142,8 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
     """What ZeRO-3 collects: weights for each forward and backward, and for the sampler."""
     b, w, split = sizes.backbone, sizes.width, sizes.split
     share, terms = (split.ranks - 1) / split.ranks, Terms()
-    adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0
+    trained = num_trained(sizes.model, b)
+    adapter = trained if sizes.model.lora.rank else 0
     whole = w * (num_parameters(b) + adapter) * share
     updates = config.objective.num_updates
     old = asks_old(config.objective, config.masking)
@@ -158,5 +159,5 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
         blocks = w * b.num_layers * block_parameters(b) * share
         terms.put("all-gather in rollout", blocks * turns, f"w L block (R-1)/R, {turns} times")
     else:
-        terms.put("refresh of the replica", whole, "w N (R-1)/R")
+        terms.put("refresh of the replica", w * trained * share, "w T (R-1)/R")
     return terms

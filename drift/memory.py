@@ -195,8 +195,9 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
         terms.put("reference", total * w, "N w")
     if weights == RolloutWeights.auto and sizes.split.stage == 3:
         weights = RolloutWeights.replica
-    if weights == RolloutWeights.replica:
-        terms.put("replica", total * w, "N w")
+    adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0
+    if weights == RolloutWeights.replica and not (adapter and sizes.split.stage < 3):
+        terms.put("replica", (total + adapter) * w, "(N + T) w" if adapter else "N w")
     if weights == RolloutWeights.gather:
         terms.put("gathered sampler", (total - (b.num_layers - 2) * block) * w,
                   "w (N - (L - 2) block): a block, twice while it is copied")  # fmt: skip

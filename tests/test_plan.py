@@ -190,6 +190,16 @@ def test_a_gathered_sampler_holds_one_block() -> None:
     assert terms == {"gathered sampler": 2 * (rest + 2 * memory.block_parameters(B))}
 
 
+def test_a_replica_of_an_adapter_takes_over_the_factors_alone() -> None:
+    model = ModelConfig(dtype=Dtype.bfloat16, lora=LoraConfig(rank=4))
+    trained, replica = memory.num_trained(model, B), RolloutWeights.replica
+    rollout = replace(rollout_config(), weights=replica)
+    split = sizes(model, stage=3, ranks=2)
+    assert memory.frozen(split, objective(), rollout) == {"replica": 2 * (N + trained)}
+    assert cost.traffic(split, config(model))["refresh of the replica"] == trained
+    assert memory.frozen(sizes(model), objective(), rollout) == {}  # the policy itself
+
+
 def test_logits_on_a_cpu_are_made_in_smaller_chunks() -> None:
     gpu, cpu = sizes(), replace(sizes(), on_cpu=True)
     assert memory.logits(gpu) == 4 * 256 * 2**20

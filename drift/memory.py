@@ -200,7 +200,8 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
     b, w, terms, weights = sizes.backbone, sizes.width, Terms(), rollout.weights
     total, block = num_parameters(b), block_parameters(b)
     if objective.kl_coef and not sizes.model.lora.rank:
-        terms.put("reference", total * w, "N w")
+        size, formula = trained_weights(sizes)
+        terms.put("reference", size, formula)  # as wide as the policy, so that they can be equal
     if weights == RolloutWeights.auto and sizes.split.stage == 3:
         weights = RolloutWeights.replica
     adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0

@@ -23,7 +23,14 @@ from drift.config import (
     SequentialConfig,
     TraceConfig,
 )
-from drift.memory import Sizes, Terms, block_parameters, num_parameters, num_trained
+from drift.memory import (
+    Sizes,
+    Terms,
+    adds_up_whole,
+    block_parameters,
+    num_parameters,
+    num_trained,
+)
 from drift.policy.backbone import BackboneConfig
 
 
@@ -124,10 +131,10 @@ def traffic(sizes: Sizes, config: RunConfig) -> Terms:
     w, share = sizes.width, (split.ranks - 1) / split.ranks
     trained = num_trained(sizes.model, sizes.backbone)
     updates, cuts = config.objective.num_updates, micro_batches(config, split.ranks)
-    if split.stage == 0:
+    if split.stage == 0 or adds_up_whole(sizes):
         terms.put("all-reduce of gradients", 2 * 4 * trained * share * updates, "8 T (R-1)/R")
-    if split.stage == 1:
-        terms.put("reduce-scatter of gradients", w * trained * share * updates, "w T (R-1)/R")
+    elif split.stage == 1:
+        terms.put("reduce-scatter of gradients", 4 * trained * share * updates, "4 T (R-1)/R")
     if split.stage >= 2:
         terms.put("reduce-scatter of gradients", w * trained * share * updates * cuts,
                   f"w T (R-1)/R, {cuts} micro-batches")  # fmt: skip
@@ -142,7 +149,8 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
     """What ZeRO-3 collects: weights for each forward and backward, and for the sampler."""
     b, w, split = sizes.backbone, sizes.width, sizes.split
     share, terms = (split.ranks - 1) / split.ranks, Terms()
-    adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0
+    trained = num_trained(sizes.model, b)
+    adapter = trained if sizes.model.lora.rank else 0
     whole = w * (num_parameters(b) + adapter) * share
     updates = config.objective.num_updates
     old = asks_old(config.objective, config.masking)
@@ -158,5 +166,5 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
         blocks = w * b.num_layers * block_parameters(b) * share
         terms.put("all-gather in rollout", blocks * turns, f"w L block (R-1)/R, {turns} times")
     else:
-        terms.put("refresh of the replica", whole, "w N (R-1)/R")
+        terms.put("refresh of the replica", w * trained * share, "w T (R-1)/R")
     return terms

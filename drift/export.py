@@ -9,6 +9,8 @@ from drift.config import ExportConfig
 from drift.errors import ConfigError
 
 SIZE = re.compile(r"[1-9]\d*[KMGT]B")
+LEAST_KEPT = 0.9  # of an adapter's update, without a warning
+
 log = logging.getLogger("drift")
 
 
@@ -22,13 +24,17 @@ def run(config: ExportConfig) -> None:
             f"max_shard_size={config.max_shard_size} must be a whole number above 0 with KB, MB, "
             "GB or TB, for example 5GB"
         )
-    import torch
+    from drift.policy import lora
+    from drift.policy.loading import load_policy, policy_folder, save_policy, torch_dtype
 
-    from drift.policy.loading import load_policy, policy_folder, save_policy
-
-    policy = load_policy(policy_folder(config.checkpoint))
-    policy.to(getattr(torch, config.dtype.value))
-    save_policy(policy, output, config.max_shard_size)
+    policy, dtype = load_policy(policy_folder(config.checkpoint)), torch_dtype(config.dtype)
+    kept = lora.kept_share(policy, dtype)
+    if kept < LEAST_KEPT:
+        log.warning(
+            "dtype=%s rounds: %.0f %% of what the adapter changes is kept; use dtype=float32",
+            config.dtype, 100 * kept,
+        )  # fmt: skip
+    save_policy(policy, output, config.max_shard_size, dtype=dtype)
     log.info("wrote %s in the format of %s", output, policy.family.name)
 
 

@@ -169,10 +169,18 @@ def held(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Te
         terms.put("AdamW moments", 8 * trained / split.ranks, "8 T / R")
         if split.stage == 3:
             terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
+        elif adds_up_whole(sizes):
+            terms.put("gradients", 4 * trained, "4 T")
     if split.stage == 3:
         terms.put("collectives", split.bucket, "cluster.bucket_mb")
     terms.take(frozen(sizes, objective, rollout))
     return terms
+
+
+def adds_up_whole(sizes: Sizes) -> bool:
+    """Whether DeepSpeed keeps a float32 buffer of all gradients (its BF16_Optimizer)."""
+    split = sizes.split
+    return split.stage == 1 and sizes.width == 2 and not split.offload_optimizer
 
 
 def trained_weights(sizes: Sizes) -> tuple[int, str]:
@@ -202,9 +210,11 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
     weights = sampler_weights(sizes.model, sizes.split.stage == 3, rollout)
     total, block = num_parameters(b), block_parameters(b)
     if objective.kl_coef and not sizes.model.lora.rank:
-        terms.put("reference", total * w, "N w")
-    if weights == RolloutWeights.replica:
-        terms.put("replica", total * w, "N w")
+        size, formula = trained_weights(sizes)
+        terms.put("reference", size, formula)  # as wide as the policy, so that they can be equal
+    adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0
+    if weights == RolloutWeights.replica and not (adapter and sizes.split.stage < 3):
+        terms.put("replica", (total + adapter) * w, "(N + T) w" if adapter else "N w")
     if weights == RolloutWeights.gather:
         terms.put("gathered sampler", (total - (b.num_layers - 2) * block) * w,
                   "w (N - (L - 2) block): a block, twice while it is copied")  # fmt: skip
@@ -220,8 +230,7 @@ def training(
     tokens = optim.rows_per_forward * sizes.row
     terms = held(sizes, objective, rollout)
     if split.stage < 2:
-        bytes_each = w if split.stage else 4
-        terms.put("gradients", bytes_each * trained, "T w" if split.stage else "4 T")
+        terms.put("gradients", 4 * trained, "4 T")
     elif split.stage == 2 and not split.offload_optimizer:
         terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
         terms.put("collectives", 2 * split.bucket, "2 cluster.bucket_mb")
@@ -254,12 +263,13 @@ def updating(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -
         return terms
     if split.offload_optimizer:
         return terms
-    if split.stage < 3:
+    if split.stage < 3 and not adds_up_whole(sizes):
         terms.put("gradients", 4 * trained / split.ranks, "4 T / R, float32")
     part = trained / split.ranks
     part = min(part, SUB_GROUP) if split.stage == 3 else part
     name = "min(T / R, 1e9)" if split.stage == 3 else "T / R"
-    terms.put("flat gradients", 4 * part, f"4 {name}, float32")
+    if not adds_up_whole(sizes):
+        terms.put("flat gradients", 4 * part, f"4 {name}, float32")
     terms.put("AdamW temporaries", 4 * part, f"4 {name}")
     return terms
 

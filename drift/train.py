@@ -157,7 +157,9 @@ def build(
     if config.objective.kl_coef:  # the base of a new adapter is the run's start: no second copy
         reference = policy
         if not policy.adapter or (origin / lora.CONFIG).exists():
-            reference = load_model(model, device=engine.device).requires_grad_(False)
+            held = replace(engine.partition, zero=None)  # as the policy is: the KL begins at 0
+            reference = load_model(model, device=engine.device, trained=held)
+            reference.requires_grad_(False)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     objective = config.objective
     if objective.advantage == AdvantageEstimator.gae:

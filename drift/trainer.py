@@ -43,6 +43,8 @@ def sampler_of(policy: Policy, config: RunConfig) -> Policy:
                 "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
             )
         return policy
+    if weights == RolloutWeights.replica and policy.adapter and not policy.split:
+        return policy  # a copy would be the same numbers: its base is frozen in model.dtype
     if weights == RolloutWeights.gather and not policy.split:
         raise ConfigError("rollout.weights=gather is for cluster.zero_stage=3; use shared")
     kind = Replica if weights == RolloutWeights.replica else Gathered

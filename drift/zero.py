@@ -53,11 +53,13 @@ def settings(
         "gradient_clipping": max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW everywhere: nothing is compiled
-        "bf16": {"enabled": bfloat16},
+        "bf16": {"enabled": bfloat16, "immediate_grad_update": True},  # no second gradient
         "zero_optimization": zero,
     }
-    if bfloat16 and stage > 1:  # many micro-batches add up; stage 1 keeps them in bfloat16
+    if bfloat16:  # many micro-batches add up
         found["data_types"] = {"grad_accum_dtype": "fp32"}
+    if stage == 1:  # whole on each rank: reduced as they are, a bfloat16 copy would be as long
+        found["communication_data_type"] = "fp32"
     return merge(found, read(cluster.deepspeed)) if cluster.deepspeed else found
 
 
@@ -95,6 +97,8 @@ def import_quietly(on_cpu: bool) -> None:
     # a C++ extension for inference collectives, built in minutes at the first start
     backend: Any = importlib.import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
+    stage_1: Any = importlib.import_module("deepspeed.runtime.bf16_optimizer")
+    stage_1.see_memory_usage = lambda *_, **__: None  # it prints
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from drift.errors import ConfigError
 from drift.policy import lora
 from drift.policy.backbone import Cache
 from drift.policy.base import Policy
-from drift.policy.loading import WHOLE, load_model
+from drift.policy.loading import WHOLE, load_model, load_policy
 from drift.policy.replica import Replica
 from tests.conftest import Run, make_policy
 
@@ -87,15 +87,21 @@ def test_a_replica_follows_its_source_in_place(policy: Policy) -> None:
     assert not any(p.requires_grad for p in replica.parameters())
 
 
-def test_a_replica_merges_the_adapter() -> None:
-    policy = make_policy()
+def test_a_replica_keeps_an_update_below_the_spacing_of_bfloat16() -> None:
+    policy = load_policy("data/tiny-countdown", dtype=torch.bfloat16)
+    base = policy.logits(IDS)
     lora.attach_new(policy, LoraConfig(rank=2), "base")
-    replica = Replica(policy, torch.float32)
+    replica = Replica(policy, torch.bfloat16)
+    assert torch.equal(replica.logits(IDS), base)
     with torch.no_grad():
-        for factor in lora.factors(policy).values():
-            factor += 0.1
+        for name, factor in lora.factors(policy).items():
+            if "lora_B" in name:
+                factor.fill_(1e-4)
+    assert lora.kept_share(policy, torch.bfloat16) < 0.5
     replica.refresh(policy)
-    torch.testing.assert_close(replica.logits(IDS), policy.logits(IDS))
+    assert torch.equal(replica.logits(IDS), policy.logits(IDS))
+    assert not torch.equal(replica.logits(IDS), base)
+    assert not any(p.requires_grad for p in replica.parameters())
 
 
 def test_a_bfloat16_base_has_a_float32_adapter_and_the_same_fingerprint() -> None:

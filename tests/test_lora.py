@@ -1,6 +1,7 @@
 """LoRA: what is trained, what is saved, what the reference is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,26 @@ def test_saving_the_policy_merges_the_adapter(path: str, tmp_path: Path) -> None
     merged = load_policy(tmp_path)
     assert merged.adapter is None
     torch.testing.assert_close(merged.logits(IDS), policy.logits(IDS), atol=1e-4, rtol=0)
+
+
+def test_an_export_that_rounds_the_update_away_says_so(run: Run, tmp_path: Path) -> None:
+    """The base of real models is bfloat16 already: an update below its spacing rounds to it."""
+    base = load_policy("data/tiny-countdown", dtype=torch.bfloat16)
+    save_policy(base, tmp_path / "base")
+    policy = load_policy(tmp_path / "base")
+    lora.attach_new(policy, LoraConfig(rank=2), str(tmp_path / "base"))
+    with torch.no_grad():
+        for name, factor in lora.factors(policy).items():
+            if "lora_B" in name:
+                factor.fill_(1e-4)
+    lora.save_adapter(policy, tmp_path / "adapter")
+    low = run("export", "checkpoint=adapter", "output=low", "dtype=bfloat16")
+    assert re.search(r"dtype=bfloat16 rounds: \d\d %.* is kept; use dtype=float32", low.stdout)
+    whole = run("export", "checkpoint=adapter", "output=whole")
+    assert "is kept" not in whole.stdout
+    merged = load_policy(tmp_path / "whole")
+    torch.testing.assert_close(merged.logits(IDS), policy.logits(IDS), atol=1e-4, rtol=0)
+    assert (merged.logits(IDS) - base.float().logits(IDS)).abs().max() > 1e-3
 
 
 def test_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:

@@ -148,6 +148,6 @@ def test_llada_8b_with_a_replica_and_a_reference_needs_what_is_computed_by_hand(
     rollout = replace(rollout_config(), cache=CacheMode.dual, max_rows=32)
     terms = training(sizes, objective(kl_coef=0.1), optim, rollout)
     assert terms["weights"] == 4 * 8_015_581_184
-    assert terms["reference"] == 2 * 8_015_581_184
+    assert terms["reference"] == 4 * 8_015_581_184
     assert terms["checkpoints"] == 8 * 512 * 32 * 4 * 4096
     assert sampling(sizes, rollout)["cache"] == 2 * 32 * 32 * 513 * 4096 * 2

@@ -154,7 +154,7 @@ def test_bytes_of_a_weight_at_each_stage() -> None:
         return sum(terms.get(name, 0) for name in names) / N
 
     found = [per_weight(memory.training(sizes(stage=stage, ranks=8), *ALONE)) for stage in range(4)]
-    assert found == pytest.approx([4 + 8 + 4 + 4, 2 + 1.5 + 2, 2 + 1.5 + 0.5, 0.25 + 1.5 + 0.5])
+    assert found == pytest.approx([4 + 8 + 4 + 4, 2 + 1.5 + 4, 2 + 1.5 + 0.5, 0.25 + 1.5 + 0.5])
 
 
 @pytest.mark.slow
@@ -209,6 +209,16 @@ def test_a_gathered_sampler_holds_one_block() -> None:
     assert terms == {"gathered sampler": 2 * (rest + 2 * memory.block_parameters(B))}
 
 
+def test_a_replica_of_an_adapter_takes_over_the_factors_alone() -> None:
+    model = ModelConfig(dtype=Dtype.bfloat16, lora=LoraConfig(rank=4))
+    trained, replica = memory.num_trained(model, B), RolloutWeights.replica
+    rollout = replace(rollout_config(), weights=replica)
+    split = sizes(model, stage=3, ranks=2)
+    assert memory.frozen(split, objective(), rollout) == {"replica": 2 * (N + trained)}
+    assert cost.traffic(split, config(model))["refresh of the replica"] == trained
+    assert memory.frozen(sizes(model), objective(), rollout) == {}  # the policy itself
+
+
 def test_logits_on_a_cpu_are_made_in_smaller_chunks() -> None:
     gpu, cpu = sizes(), replace(sizes(), on_cpu=True)
     assert memory.logits(gpu) == 4 * 256 * 2**20
@@ -222,7 +232,7 @@ def test_traffic_of_each_stage_by_hand() -> None:
         return cost.traffic(sizes(stage=stage, ranks=2), config())
 
     assert sent(0) == {"all-reduce of gradients": 2 * 4 * N // 2}
-    assert sent(1) == {"reduce-scatter of gradients": N, "all-gather of new weights": N}
+    assert sent(1) == {"all-reduce of gradients": 2 * 4 * N // 2, "all-gather of new weights": N}
     assert sent(2) == {"reduce-scatter of gradients": 4 * N, "all-gather of new weights": N}
     assert sent(3) == {
         "reduce-scatter of gradients": 4 * N,

@@ -334,6 +334,7 @@ def save_policy(
     folder: Path,
     max_shard_size: int | str = MAX_SHARD_SIZE,
     *,
+    dtype: torch.dtype = torch.float32,
     fetch: Callable[[str], Tensor] | None = None,
     rank: int = 0,
     num_ranks: int = 1,
@@ -344,6 +345,7 @@ def save_policy(
         policy: what to save.
         folder: created when missing.
         max_shard_size: bytes of one file; more than that makes several and an index.
+        dtype: of the files.
         fetch: the float32 weight of our name, a collective where ranks share the work; None: the
             policy's own.
         rank, num_ranks: of this process; the first writes all but its share of the weights too.
@@ -351,10 +353,9 @@ def save_policy(
     folder.mkdir(parents=True, exist_ok=True)
     config = policy.backbone.config
     ours = {official: name for name, official in policy.family.official_names(config).items()}
-    shapes, dtype = shapes_of(config), torch.float32
+    shapes = shapes_of(config)
     if fetch is None:
-        state = lora.merged_weights(policy)
-        fetch, dtype = state.__getitem__, state["embed.weight"].dtype
+        fetch = partial(lora.merged_weight, policy)
     write_shards(
         folder, "model", {official: shapes[name] for official, name in ours.items()}, dtype,
         lambda official: fetch(ours[official]),

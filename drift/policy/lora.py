@@ -47,8 +47,13 @@ def fingerprint(policy: Policy) -> str:
     return hashlib.sha256(embed.view(torch.int16).numpy().tobytes()).hexdigest()
 
 
-def attach(policy: Policy, adapter: Adapter) -> None:
+def attach(policy: Policy, adapter: Adapter, like: dict[str, Tensor] | None = None) -> None:
     """Freeze the policy's weights and put trainable low-rank updates beside the targets.
+
+    Args:
+        policy: has none.
+        adapter: what is attached.
+        like: factors whose precision it takes; None: float32, whatever the base has.
 
     Raises:
         CheckpointError: a target names no linear layer.
@@ -69,8 +74,8 @@ def attach(policy: Policy, adapter: Adapter) -> None:
     config = LoraConfig(r=adapter.rank, lora_alpha=scale, target_modules=list(adapter.targets))
     inject_adapter_in_model(config, policy.backbone)
     policy.adapter = adapter
-    for factor in factors(policy).values():
-        factor.data = factor.data.float()  # what is trained stays float32 beside a bfloat16 base
+    for name, factor in factors(policy).items():
+        factor.data = factor.data.to(like[name].dtype if like else torch.float32)
 
 
 def attach_new(policy: Policy, settings: LoraSettings, base: str) -> None:
@@ -196,26 +201,28 @@ def load_adapter(policy: Policy, folder: Path, config: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def merged_weights(policy: Policy, part: str = "") -> dict[str, Tensor]:
-    """The weights of the backbone, or of one of its modules, an adapter added into them.
+def merged_weight(policy: Policy, name: str) -> Tensor:
+    """A weight of the backbone by our name, in float32, an adapter added into it."""
+    module, _, kind = name.rpartition(".")
+    layer: Any = layers(policy).get(module)
+    if layer is None:
+        return policy.backbone.get_parameter(name).float()
+    weight = layer.get_base_layer().get_parameter(kind).float()
+    return weight + layer.get_delta_weight(NAME).float() if kind == "weight" else weight
 
-    Args:
-        policy: where its weights are split over ranks, those of `part` are gathered.
-        part: a module's name, for example `blocks.3`; empty: all.
 
-    Returns:
-        Our name -> tensor.
+@torch.no_grad()
+def kept_share(policy: Policy, dtype: torch.dtype) -> float:
+    """What is left of the adapter's update D where the merged weights W + D are rounded to `dtype`.
+
+    The projection of round(W + D) - round(W) on D, over all adapted layers: near 1 where D is many
+    times the spacing of `dtype`'s numbers at W, near 0 where it is much less.
     """
-    adapted = layers(policy)
-    module = policy.backbone.get_submodule(part)
-    state: dict[str, Tensor] = {}
-    for name, tensor in module.state_dict(prefix=f"{part}." if part else "").items():
-        layer_name = name.rpartition(".")[0].removesuffix(".base_layer")
-        if ".lora_" in name:
-            continue
-        if layer_name in adapted and name.endswith("base_layer.weight"):
-            layer: Any = adapted[layer_name]
-            update = layer.get_delta_weight(NAME)
-            tensor = (tensor.float() + update.float()).to(tensor.dtype)
-        state[name.replace(".base_layer.", ".")] = tensor
-    return state
+    kept = whole = 0.0
+    for name, layer in layers(policy).items():
+        base: Any = layer.get_base_layer()
+        weight, merged = base.weight.float(), merged_weight(policy, f"{name}.weight")
+        update = merged - weight
+        kept += float(((merged.to(dtype).float() - weight.to(dtype).float()) * update).sum())
+        whole += float(update.square().sum())
+    return kept / whole if whole else 1.0

@@ -17,7 +17,7 @@ def parts(backbone: Backbone) -> list[str]:
 
 
 class Replica(Policy):
-    """A frozen copy of `source`; a LoRA adapter is merged into its weights.
+    """A frozen copy of a policy, an adapter beside its base: merged, bfloat16 would round it away.
 
     It rounds to `dtype` once at each refresh, where the training weights under autocast round at
     each forward; and what it computes is not wrapped by a training engine. Where ZeRO-3 splits the
@@ -26,33 +26,44 @@ class Replica(Policy):
 
     def __init__(self, trained: Policy, dtype: torch.dtype):
         with torch.device("meta"):
-            backbone = Backbone(trained.backbone.config).to(dtype)
-        self.fill(backbone, trained.device)
+            super().__init__(
+                Backbone(trained.backbone.config).to(dtype), trained.family, trained.special,
+                raw_config=trained.raw_config, tokenizer=trained._tokenizer,
+            )  # fmt: skip
+            if trained.adapter:
+                lora.attach(self, trained.adapter, like=lora.factors(trained))
+        self.fill(trained.device)
+        backbone = self.backbone.requires_grad_(False)
         if trained.backbone.config.tie_head:
             backbone.head.weight = backbone.embed.weight
         backbone.attention = trained.backbone.attention
-        super().__init__(
-            backbone.requires_grad_(False), trained.family, trained.special,
-            raw_config=trained.raw_config, tokenizer=trained._tokenizer,
-        )  # fmt: skip
-        self.refresh(trained)
+        self.refresh(trained, everything=True)
 
-    def fill(self, backbone: Backbone, device: torch.device) -> None:
-        """Give a backbone memory."""
-        backbone.to_empty(device=device)
+    def fill(self, device: torch.device) -> None:
+        """Give the backbone memory."""
+        self.backbone.to_empty(device=device)
 
-    def refresh(self, trained: Policy) -> None:
-        """Take over the weights of `trained`, in place; a collective where they are split."""
+    def refresh(self, trained: Policy, *, everything: bool = False) -> None:
+        """Take over the trained weights of `trained`, in place; a collective where they are split.
+
+        Args:
+            trained: the source.
+            everything: the frozen ones too.
+        """
         for part in parts(self.backbone):
-            self.copy(trained, part)
+            self.copy(trained, part, everything=everything)
 
     @torch.no_grad()
-    def copy(self, trained: Policy, part: str) -> None:
-        weights = trained.backbone.get_submodule(part).parameters()
-        with gathered(weights, trained.split):
-            merged = lora.merged_weights(trained, part)
-            for name, parameter in self.backbone.get_submodule(part).named_parameters():
-                parameter.copy_(merged[f"{part}.{name}"])
+    def copy(self, trained: Policy, part: str, *, everything: bool = True) -> None:
+        weights = {
+            name: weight
+            for name, weight in trained.backbone.get_submodule(part).named_parameters()
+            if everything or weight.requires_grad
+        }
+        own = self.backbone.get_submodule(part)
+        with gathered(weights.values(), trained.split):
+            for name, weight in weights.items():
+                own.get_parameter(name).copy_(weight)
 
 
 class Gathered(Replica):
@@ -71,15 +82,16 @@ class Gathered(Replica):
         norm = self.backbone.blocks[0].get_submodule("attn_norm")
         norm.register_forward_pre_hook(lambda *_: self.bring())
 
-    def fill(self, backbone: Backbone, device: torch.device) -> None:
-        for i in range(1, len(backbone.blocks)):
-            backbone.blocks[i] = backbone.blocks[0]
-        backbone.to_empty(device=device)
+    def fill(self, device: torch.device) -> None:
+        blocks = self.backbone.blocks
+        for i in range(1, len(blocks)):
+            blocks[i] = blocks[0]
+        super().fill(device)
 
-    def refresh(self, trained: Policy) -> None:
+    def refresh(self, trained: Policy, *, everything: bool = False) -> None:
         for part in parts(self.backbone):
             if not part.startswith("blocks."):
-                self.copy(trained, part)
+                self.copy(trained, part, everything=everything)
 
     def bring(self) -> None:
         """Fill the one block with the weights of the block that runs now."""

@@ -42,7 +42,7 @@ def write_checkpoint(shape: str, folder: Path, device: str) -> float:
     policy.special = type(policy.special)(
         mask=ids["mask_token_id"], pad=ids["pad_token_id"], stop=(ids["eos_token_id"],)
     )
-    save_policy(policy, folder)
+    save_policy(policy, folder, dtype=torch.bfloat16)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
 
 

@@ -44,19 +44,27 @@ def differing(settings: list[Settings]) -> list[str]:
 
 
 def unnamed(settings: list[Settings], columns: list[str]) -> list[str]:
-    """Of `differing` what may tell in the results, and columns do not name.
+    """Of `differing` what may tell in the results, and columns do not say.
 
-    Without bookkeeping, without what only some options have (`masking.ratio`), and without a
-    column's choice under its other name (`masking` and `masking.strategy`).
+    Without bookkeeping, without what only some options have (`masking.ratio`), and without what
+    comes with a column's choice: `masking.num_views` with `masking`, anything with `experiment`.
     """
-    groups = {name.partition(".")[0] for name in columns}
+
+    def is_said(key: str) -> bool:
+        group = key.partition(".")[0]
+        return any(
+            column.partition(".")[0] in (group, "experiment")
+            and len({(own.get(column), own.get(key)) for own in settings})
+            == len({own.get(column) for own in settings})
+            for column in columns
+        )
+
     return [
         key
         for key in differing(settings)
-        if key not in columns
-        and not key.startswith(BOOKKEEPING)
+        if not key.startswith(BOOKKEEPING)
         and all(key in own for own in settings)
-        and not (key.partition(".")[0] in groups and (key in CHOICES or "." not in key))
+        and not is_said(key)
     ]
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from drift.charts import accuracy_over_nfe
 from drift.compare import Comparison
-from drift.differences import telling
+from drift.differences import telling, unnamed
 from drift.runs import Group, RunRecord
 from tests.test_compare import make_run
 
@@ -45,6 +45,18 @@ def test_what_differs_beside_the_columns_is_told() -> None:
         ("traces.every", ["0", "9"]),
     ]
     assert "optim.lr" not in dict(comparison.shared())
+
+
+def test_what_comes_with_a_columns_choice_is_said_by_it() -> None:
+    runs = [
+        {"masking": "all", "masking.num_views": "1", "optim.lr": "1"},
+        {"masking": "random", "masking.num_views": "3", "optim.lr": "2"},
+    ]
+    assert unnamed(runs, ["masking"]) == ["optim.lr"]
+    again = {"masking": "random", "masking.num_views": "9", "optim.lr": "2"}
+    assert unnamed([*runs, again], ["masking"]) == ["masking.num_views", "optim.lr"]
+    presets = [{**run, "experiment": run["optim.lr"]} for run in runs]
+    assert unnamed(presets, ["experiment"]) == []
 
 
 def test_runs_of_one_setting_that_differ_in_more_than_the_seed_are_told() -> None:
@@ -101,10 +113,12 @@ def test_findings_and_front_compare_runs_with_the_same_test_problems() -> None:
     for task, more in (("countdown", 0.3), ("sudoku", 0.0)):
         for masking, accuracy in (("all", 0.3), ("random", 0.5)):
             run = make_run(accuracies=(0.1, accuracy + more))
+            settings = {"task": task, "masking": masking}
+            run.params.update(settings)
             run.params.update(
                 {"task.name": task, "task.prompt": masking, "task.reward.format": task}
             )
-            runs.append(replace(run, settings={"task": task, "masking": masking}))
+            runs.append(replace(run, settings=settings))
     comparison = Comparison("s", runs)
     assert [comparison.row(group)[-1] for group in comparison.groups] == ["", "*", "", "*"]
     *found, beside, said = comparison.findings()
@@ -114,7 +128,9 @@ def test_findings_and_front_compare_runs_with_the_same_test_problems() -> None:
         f"next {name.replace('random', 'all')}" in line
         for name, line in zip(best, found, strict=True)
     )
-    assert beside.endswith("more than their columns: task.prompt, task.reward.format.")
+    assert beside.endswith(
+        "more than their columns: task.prompt."
+    )  # the format comes with the task
     assert said.startswith("The settings have 2 sets of test problems")
     figure = Figure()
     accuracy_over_nfe(figure.subplots(), comparison.groups)

@@ -14,6 +14,7 @@ from drift.config import (
     EvalConfig,
     GridConfig,
     LabConfig,
+    LoraConfig,
     RewardConfig,
     RunConfig,
     SequentialConfig,
@@ -24,6 +25,7 @@ from drift.config import (
     ValueConfig,
     register,
 )
+from drift.data_config import TrainDataConfig
 from drift.errors import ConfigError
 from drift.validate import RANGES, validate
 from tests.conftest import ROOT
@@ -184,6 +186,8 @@ def test_every_checked_setting_is_a_setting() -> None:
         ("sft", SFTDataConfig),
         ("toy", ToyConfig),
         ("task.reward", RewardConfig),
+        ("data", TrainDataConfig),
+        ("model.lora", LoraConfig),
         ("objective.value", ValueConfig),
     ):
         known |= {f"{group}.{field.name}" for field in fields(schema)}

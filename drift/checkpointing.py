@@ -57,7 +57,7 @@ def save(
     target = folder / f"step_{step:06d}"
     beside = folder / f".writing-step_{step:06d}"
     digests: dict[str, Any] = {}
-    together(engine, beside, lambda: make_room(folder, beside), main_only=True)
+    together(engine, beside, lambda: make_room(beside), main_only=True)
     together(engine, beside, lambda: write_weights(beside / "policy", engine, policy))
     together(engine, beside, lambda: write_head(beside, engine))
     together(engine, beside, lambda: write_moments(beside, engine))
@@ -91,8 +91,9 @@ def together(
         raise CheckpointError(f"{beside.parent}: {faults[0]}")
 
 
-def make_room(folder: Path, beside: Path) -> None:
-    for leftover in folder.glob(".*-step_*"):  # of a killed run, or what could not go before
+def make_room(beside: Path, named: str = "step_*") -> None:
+    """Create a folder to write in, and remove what saves of the same name have left."""
+    for leftover in beside.parent.glob(f".*-{named}"):  # of a killed run, or could not go before
         shutil.rmtree(leftover, ignore_errors=True)
     if beside.exists():
         out_of_the_way(beside)

@@ -154,11 +154,7 @@ class Bar:
     """
 
     def __init__(
-        self,
-        what: str,
-        total: int,
-        done: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        self, what: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic
     ):
         self.what = what
         self.total = total

@@ -8,7 +8,6 @@ The run's folder gets the policy, whole, every `eval.every` steps and at the las
 """
 
 import logging
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drift import live, ranks, rng
-from drift.checkpointing import together
+from drift.checkpointing import make_room, together
 from drift.cli import run_command
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
@@ -111,9 +110,8 @@ def sft_step(
 
 def save(engine: Engine, policy: Policy, folder: Path) -> None:
     """Write a policy beside, then give it its name; until then the one before keeps it."""
-    for leftover in folder.parent.glob(f".*-{folder.name}"):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     beside = folder.with_name(f".writing-{folder.name}")
+    together(engine, beside, lambda: make_room(beside, folder.name))
     together(engine, beside, lambda: save_policy(policy, beside))
     for file in beside.iterdir():
         flush(file)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from drift.cli import run_command
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
+from drift.differences import BOOKKEEPING
 from drift.errors import CheckpointError, ConfigError, PreemptedError
 from drift.files import load_json, lock
 from drift.launch import in_ranks
@@ -29,8 +30,8 @@ Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
 AUTOMATIC = ("auto", "never")  # values of `resume` that are no folder
 Overlap = dict[str, dict[str, object]]  # of each evaluation split with train
 FREE = (  # settings of a run that may change on its way: nothing learns by them, or it only goes on
-    "num_steps", "max_training_s", "resume", "output_dir", "checkpoint.", "cluster.", "eval.every",
-    "traces.", "tracking.", "rollout.max_rows", "optim.rows_per_forward",
+    *BOOKKEEPING, "num_steps", "max_training_s", "resume", "output_dir", "tracking.",
+    "rollout.max_rows", "optim.rows_per_forward",
 )  # fmt: skip
 
 

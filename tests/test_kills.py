@@ -154,7 +154,7 @@ def test_a_checkpoint_that_cannot_go_is_in_nobodys_way(
             patch.setattr("os.rmdir", held)
             prune(tmp_path, keep=2, best_step=None)
             drop_after(tmp_path, step=2)
-            make_room(tmp_path, beside)
+            make_room(beside)
         assert [path.name for path in tmp_path.glob("step_*")] == ["step_000002"]
         assert not list(beside.iterdir())
         shutil.rmtree(tmp_path / "step_000002")
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_cannot_go_is_in_nobodys_way(
     assert [record.getMessage().count("the next save tries") for record in caplog.records] == [
         1
     ] * 4
-    make_room(tmp_path, beside)
+    make_room(beside)
     assert list(tmp_path.iterdir()) == [beside]
 
 

@@ -262,6 +262,34 @@ def test_killed_workers_are_replaced_and_lose_no_answer() -> None:
     assert pool.workers == []
 
 
+@pytest.mark.parametrize("kills", [1, 3, 4])
+def test_workers_killed_as_they_start_are_replaced_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    lines = [
+        "import os, pathlib",
+        "from drift.graders.math_worker import main as grade",
+        "def main():",
+        f"    for i in range({kills}):",
+        "        try:",
+        "            pathlib.Path(__file__).with_name(f'{i}.killed').touch(exist_ok=False)",
+        "        except FileExistsError:",
+        "            continue",
+        "        os.kill(os.getpid(), 9)",
+        "    grade()",
+    ]
+    (tmp_path / "unlucky.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = WorkerPool("unlucky", num_workers=2, cpu_limit_s=5)
+    requests = [["\\sqrt{8}", "2\\sqrt{2}"], ["\\sqrt{8}", "3\\sqrt{2}"]]
+    if kills == 4:
+        with pytest.raises(GradingError, match="unlucky cannot start: killed by SIGKILL each"):
+            pool.map(requests)
+        assert pool.workers == []
+    assert pool.map(requests) == [True, False]
+    pool.close()
+
+
 def test_a_stopped_worker_is_killed_after_its_wall_time() -> None:
     pool = WorkerPool("drift.graders.math_worker", num_workers=1, cpu_limit_s=0.3)
     assert pool.map([["\\sqrt{8}", "2\\sqrt{2}"]]) == [True]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from drift.errors import SandboxError
-from drift.sandbox import Asserts, Sandbox, Stdio
+from drift.sandbox import Asserts, Sandbox, Stdio, client
 from tests.conftest import ROOT
 
 SLOW = Asserts(
@@ -116,6 +116,26 @@ def test_a_process_killed_while_it_runs_loses_no_request(depth: str) -> None:
     assert sorted(results) == ["memory"] * 2 * (depth == "program") + ["pass"] * (
         4 if depth == "program" else 6
     )
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_a_zygote_killed_as_it_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    unlucky = f"""
+import os
+mark = os.open({str(tmp_path / "mark")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.write(mark, b"x")
+if os.fstat(mark).st_size <= {kills}:
+    os.kill(os.getpid(), 9)
+os.close(mark)
+"""
+    monkeypatch.setattr(client, "START", unlucky + client.START)
+    if kills == client.ATTEMPTS:
+        with pytest.raises(SandboxError, match="the sandbox does not start: exit code -9"):
+            Sandbox(workers=1)
+    with Sandbox(workers=1) as sandbox:
+        assert sandbox.run(number(3)).verdict == "pass"
 
 
 def test_a_request_whose_checker_always_dies_is_an_error() -> None:

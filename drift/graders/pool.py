@@ -109,6 +109,7 @@ class WorkerPool:
         self.num_workers = num_workers
         self.cpu_limit_s = cpu_limit_s
         self.workers: list[Worker] = []
+        self._killed_starting = 0  # workers in a row, by a signal
         self._lock = threading.Lock()
         weakref.finalize(self, end_all, self.workers, os.getpid())
 
@@ -121,7 +122,7 @@ class WorkerPool:
         """A reply for each request, in order; None where a worker hung, or died on it twice.
 
         Raises:
-            GradingError: a worker cannot start.
+            GradingError: a worker cannot start, or something kills each as it starts.
         """
         replies: list[Any] = [None] * len(requests)
         lines = [json.dumps(request).encode() + b"\n" for request in requests]
@@ -165,6 +166,7 @@ class WorkerPool:
                     worker.write()
                 elif not worker.ready:
                     worker.ready = json.loads(line) == READY
+                    self._killed_starting = 0
                 elif worker.request is not None:
                     replied.append((worker.request, json.loads(line)))
                     worker.request = None
@@ -176,11 +178,23 @@ class WorkerPool:
             self.workers.remove(worker)
             said = worker.end()
             if not worker.ready:
-                silence = f"no reply in {START_LIMIT_S:g} s" if worker.hung else "no reply"
-                raise GradingError(f"{self.module} cannot start: {said[-500:] or silence}")
+                self._count_killed(worker, said)
             if worker.request is not None and not worker.hung:
                 lost.append(worker.request)
         return replied, lost
+
+    def _count_killed(self, worker: Worker, said: str) -> None:
+        """A worker ended before it was ready: an error, unless something killed it by chance."""
+        self._killed_starting += 1
+        code = worker.process.returncode
+        if code < 0 and not worker.hung and self._killed_starting < TRIES * self.num_workers:
+            return
+        silence = f"ended with exit code {code}"
+        if worker.hung:
+            silence = f"no reply in {START_LIMIT_S:g} s"
+        elif code < 0:
+            silence = f"killed by {signal.Signals(-code).name} each time"
+        raise GradingError(f"{self.module} cannot start: {said[-500:] or silence}")
 
 
 def wait(workers: list[Worker]) -> list[Worker]:

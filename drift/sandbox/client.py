@@ -1,5 +1,6 @@
 """The trainer's side: a pool of zygotes that judges programs and loses none."""
 
+import contextlib
 import json
 import logging
 import os
@@ -82,8 +83,8 @@ class Zygote:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     isolation: str = field(default="", init=False)
 
-    def start(self) -> dict[str, Any]:
-        """Start the process; what it says of its isolation."""
+    def start(self, attempts: int = ATTEMPTS) -> dict[str, Any]:
+        """Start the process, again if something kills it; what it says of its isolation."""
         self.stop()
         self.control, theirs = socket.socketpair()
         config = self.config | {"control": theirs.fileno(), "parent": os.getpid()}
@@ -103,10 +104,16 @@ class Zygote:
         with self.process.stderr as stderr:
             try:
                 hello = wire.receive(self.control.fileno(), MAX_REPORT, in_time(START_S))
-            except (wire.ClosedError, TimeoutError) as error:
+            except (wire.ClosedError, TimeoutError):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)  # whoever closes the socket is about to end
+                code = self.process.poll()
+                if code is not None and code < 0 and attempts > 1:
+                    return self.start(attempts - 1)
                 self.process.kill()
                 said = stderr.read().decode("utf-8", "replace").strip().splitlines()
-                reason = said[-1] if said else repr(error)
+                silence = "no reply in time" if code is None else f"exit code {code}"
+                reason = said[-1] if said else silence
                 raise SandboxError(f"the sandbox does not start: {reason}") from None
         self.isolation = hello["name"]
         return hello

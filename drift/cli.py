@@ -15,7 +15,12 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
@@ -98,6 +103,19 @@ def unreadable_override(error: Any) -> str:
     )
 
 
+def forgotten_multirun(error: Any) -> str | None:
+    """`masking=all,trace: several values are a sweep, which needs -m; ...`"""
+    found = re.match(r"(Ambiguous value|Sweep parameters).*?'(.*)'", str(error))
+    if not found:
+        return None
+    words = f"{found[2]}: several values are a sweep, which needs -m"
+    if found[1] == "Sweep parameters":  # range(1,3)
+        return words
+    key, _, value = found[2].partition("=")
+    a_list, a_text = (shlex.quote(f"{key}={written}") for written in (f"[{value}]", f'"{value}"'))
+    return f"{words}; a list is written {a_list}, a text with commas {a_text}"
+
+
 def failed_file(error: Any) -> str:
     """`outputs/run: Not a directory`"""
     return f"{error.filename or 'input/output'}: {error.strerror or error}"
@@ -118,7 +136,7 @@ def unknown_option(error: Any) -> str | None:
         return f"{error.full_key}: no setting so far; a new one is written +{error.full_key}=VALUE"
     allowed: list[str] = []
     if isinstance(schema, type) and dataclasses.is_dataclass(schema):
-        allowed = [field.name for field in dataclasses.fields(schema)]
+        allowed = [field.name for field in dataclasses.fields(schema) if field.name != "output_dir"]
     near = [f"{group + '.' if group else ''}{word}" for word in closest(name, allowed)]
     near += [] if group else [f"{of}.{name}" for of in groups_with(name) if of in allowed]
     hint = f"; did you mean {' or '.join(near)}" if near else ""
@@ -160,6 +178,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
     (ConfigAttributeError, unknown_option),
     (MissingConfigException, unknown_choice),
     (OverrideParseException, unreadable_override),
+    (ConfigCompositionException, forgotten_multirun),
     (MissingMandatoryValue, missing_value),
     (OmegaConfBaseException, wrong_value),
     (OSError, failed_file),

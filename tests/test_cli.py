@@ -69,6 +69,24 @@ def test_a_text_that_hydra_cannot_read_is_told_with_its_quotes(
     assert OverridesParser.create().parse_override(mended).value() == value
 
 
+@pytest.mark.parametrize("value", ["all,trace", "first, then second"])
+def test_several_values_without_a_sweep_are_told_what_they_may_be(
+    run: Run, tmp_path: Path, value: str
+) -> None:
+    line = refused(run, tmp_path, f"task.prompt={value}")
+    assert line.startswith(f"task.prompt={value}: several values are a sweep, which needs -m; ")
+    words = shlex.split(line)
+    a_list, a_text = (word for word in words if word.startswith(("task.prompt=[", 'task.prompt="')))
+    parse = OverridesParser.create().parse_override
+    assert parse(a_list.rstrip(",")).value() == value.split(", " if ", " in value else ",")
+    assert parse(a_text).value() == value
+
+
+def test_a_range_without_a_sweep_needs_the_flag(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "seed=range(0,3)")
+    assert line == "seed=range(0,3): several values are a sweep, which needs -m"
+
+
 def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ keys and values it had when the block began: an approximation, whose size the tr
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class Cached:
         horizon = 0 if config.cache == CacheMode.dual else config.horizon
         self.horizon = config.gen_length if horizon is None else min(horizon, config.gen_length)
         if config.compile:
-            self.cache = kept_cache(policy, slots, -(-length // KEPT) * KEPT)
+            self.cache = kept_cache(policy, slots, cache_length(config, length))
             self.step = compiled(policy, self.cache)
         else:
             sizes = policy.backbone.config
@@ -116,6 +117,11 @@ class Cached:
     def move(self, source: int, target: int) -> None:
         """The row of one slot goes to another, with its keys and values."""
         self.cache.copy(torch.tensor([source]), torch.tensor([target]))
+
+
+def cache_length(config: RolloutConfig, longest: int) -> int:
+    """Columns of a cache for rows of at most `longest` tokens."""
+    return ceil(longest / KEPT) * KEPT if config.compile else longest
 
 
 def kept_cache(policy: Policy, slots: int, length: int) -> Cache:

@@ -57,6 +57,7 @@ from drift.task_config import (
     ArithmeticConfig as ArithmeticConfig,
     CodeConfig as CodeConfig,
     CountdownConfig as CountdownConfig,
+    EndSuppression as EndSuppression,
     FilesConfig as FilesConfig,
     GeneratedTaskConfig as GeneratedTaskConfig,
     LongPrompts as LongPrompts,
@@ -115,12 +116,6 @@ class CacheMode(StrEnum):
     none = "none"  # exact
     prefix = "prefix"  # the block and what stands behind it are recomputed
     dual = "dual"  # the block alone is recomputed
-
-
-class EndSuppression(StrEnum):
-    none = "none"
-    commit = "commit"  # stop tokens are committed last in their block
-    token = "token"  # stop tokens are not drawn: the whole canvas is filled
 
 
 class RolloutWeights(StrEnum):

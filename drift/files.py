@@ -33,12 +33,16 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old one or the new one, never a part."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, never a part."""
     beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     flush(beside)
     beside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -54,6 +58,13 @@ def publish(beside: Path, target: Path) -> None:
     flush(target.parent)
     if replaced:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def give_back(target: Path) -> None:
+    """Its name to a folder that a kill in `publish` has left without one."""
+    taken = sorted(target.parent.glob(f".old-*-{target.name}"))
+    if taken and not target.exists():
+        taken[-1].rename(target)
 
 
 def out_of_the_way(folder: Path) -> Path:

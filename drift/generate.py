@@ -61,7 +61,8 @@ def read_prompts(config: GenerateConfig) -> list[str]:
         return lines_of("standard input", sys.stdin.buffer.read())
     path = Path(config.input)
     if not path.is_file():
-        raise DataError(f"{path}: no such file of prompts")
+        fault = "a folder, not a" if path.is_dir() else "no such"
+        raise DataError(f"{path}: {fault} file of prompts")
     return lines_of(str(path), path.read_bytes())
 
 

@@ -115,6 +115,11 @@ def complete(
         if SURROGATE.search(example.prompt + (system or "")):
             raise RolloutError(f"{example.key} or task.system is not UTF-8; convert it")
         ids.append(encode(policy, task, example) if chat else raw(policy, example.prompt))
+        if limit < 1:
+            raise RolloutError(
+                f"rollout.gen_length={config.gen_length} leaves no place for a prompt in the "
+                f"model's {limit + config.gen_length} positions; lower it"
+            )
         if len(ids[-1]) > limit:
             raise RolloutError(
                 f"{example.key} has {len(ids[-1])} tokens; with "

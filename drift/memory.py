@@ -7,6 +7,7 @@ Activations are what autograd keeps for the backward pass; tests compare them wi
 
 from dataclasses import dataclass
 
+from drift.caching import cache_length
 from drift.config import (
     CacheMode,
     ClusterConfig,
@@ -174,6 +175,8 @@ def held(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Te
     if split.stage == 3:
         terms.put("collectives", split.bucket, "cluster.bucket_mb")
     terms.take(frozen(sizes, objective, rollout))
+    if rollout.compile:  # the compiled step's cache stays (caching.kept_cache)
+        terms.take(cache(sizes, rollout))
     return terms
 
 
@@ -300,9 +303,19 @@ def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
     terms.put("activations", rollout.max_rows * sizes.row * per_token,
               f"max_rows S {per_token} B")  # fmt: skip
     terms.put("logits", logits(sizes), "4 chunks of the head")
+    terms.take(cache(sizes, rollout))
+    return terms
+
+
+def cache(sizes: Sizes, rollout: RolloutConfig) -> Terms:
+    """Keys and values of the rows that are decoded at the same time."""
+    b, terms = sizes.backbone, Terms()
     if rollout.cache != CacheMode.none:
-        terms.put("cache", 2 * b.num_layers * rollout.max_rows * (sizes.row + 1) * kv * w,
-                  "2 L max_rows (S + 1) kv w")  # fmt: skip
+        columns, kv = cache_length(rollout, sizes.row) + 1, b.num_kv_heads * b.head_size
+        formula = f"2 L max_rows (S + 1) kv w{', S a multiple of 64' if rollout.compile else ''}"
+        terms.put(
+            "cache", 2 * b.num_layers * rollout.max_rows * columns * kv * sizes.width, formula
+        )
     return terms
 
 

@@ -23,7 +23,7 @@ from drift.contamination import check_overlap
 from drift.engine import Engine
 from drift.errors import ConfigError, DataError
 from drift.evaluation import Problems, evaluate, load_problems
-from drift.files import flush, publish
+from drift.files import flush, give_back, publish
 from drift.manifest import data_digests, write_origin
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
@@ -160,6 +160,7 @@ def run(config: SFTConfig) -> None:
             "drift.sft runs in one process; set cluster.num_processes=1 cluster.num_machines=1 "
             "cluster.zero_stage=0, and start it by itself"
         )
+    give_back(target)
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another hydra.run.dir")
     task = build_task(config.task, config.data.on_error)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig, WandbMode
 from drift.errors import ConfigError
-from drift.files import locked
+from drift.files import locked, write_text
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
 SQLITE, HTTP = "sqlite:///", ("http://", "https://")
@@ -59,6 +59,11 @@ class Store(Protocol):
         ...
 
 
+def read_id(id_file: Path) -> str | None:
+    """A run's id in a store; None where there is none, or a full disk took nothing of it."""
+    return (id_file.read_text().strip() or None) if id_file.exists() else None
+
+
 class MlflowStore:
     """An MLflow run, the same one after a restart."""
 
@@ -71,7 +76,7 @@ class MlflowStore:
         run_id = self._known_run(id_file)
         if run_id is None:
             run_id = str(self.client.create_run(experiment, run_name=card.name).info.run_id)
-            id_file.write_text(run_id)
+            write_text(id_file, run_id)
         self.run_id = run_id
         self._describe(card)
         self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
@@ -84,9 +89,9 @@ class MlflowStore:
         """The run of an earlier start; None if there is none, or it was deleted."""
         from mlflow.exceptions import MlflowException
 
-        if not id_file.exists():
+        run_id = read_id(id_file)
+        if run_id is None:
             return None
-        run_id = id_file.read_text().strip()
         try:
             stage = self.client.get_run(run_id).info.lifecycle_stage
         except MlflowException as error:
@@ -169,7 +174,7 @@ class WandbStore:
 
     def __init__(self, config: WandbConfig, id_file: Path, card: Card):
         wandb, folder = import_wandb(), id_file.parent
-        known = id_file.read_text().strip() if id_file.exists() else None
+        known = read_id(id_file)
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
@@ -186,7 +191,7 @@ class WandbStore:
         self.run_id = str(self._run.id)
         online = config.mode == WandbMode.online
         self.where = str(self._run.url) if online else f"wandb sync {folder}/wandb/latest-run"
-        id_file.write_text(self.run_id)
+        write_text(id_file, self.run_id)
         self.known_through = int(self._run.step) - 1
 
     def log(self, lines: list[Line]) -> None:

@@ -17,6 +17,12 @@ class Truncated(StrEnum):
     zero = "zero"
 
 
+class EndSuppression(StrEnum):
+    none = "none"
+    commit = "commit"  # stop tokens are committed last in their block
+    token = "token"  # stop tokens are not drawn: the whole canvas is filled
+
+
 class Split(StrEnum):
     train = "train"
     validation = "validation"
@@ -49,6 +55,7 @@ class TaskConfig:
     name: str = MISSING  # of the task
     gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
     block_length: int = 32  # rollout.block_length takes it
+    suppress_end: EndSuppression = EndSuppression.none  # rollout.suppress_end takes it
     prompt: str = MISSING  # template over the fields of an example
     system: str | None = None  # system prompt; null = none
     long_prompts: LongPrompts = LongPrompts.refuse  # that do not fit the model

@@ -206,7 +206,8 @@ def train(config: RunConfig, engine: "Engine") -> None:
         if engine.num_ranks > 1:
             ids = {split: problems.ids for split, problems in trainer.problems.items()}
             engine.assert_same("their data", digest(ids))
-        if trainer.finished:
+        told = load_json(Path(config.output_dir) / "summary.json").get("status") == "finished"
+        if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
         else:

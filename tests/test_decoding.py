@@ -11,7 +11,7 @@ from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, R
 from drift.decoding import decode
 from drift.errors import RolloutError
 from drift.policy.base import Policy
-from drift.remasking import static, threshold
+from drift.remasking import factor, static, threshold
 from drift.sampling import invert
 from drift.types import Trace
 from tests.conftest import bools, make_policy, rollout_config
@@ -32,6 +32,8 @@ CONFIGS = {
     "threshold": FAST,
     "greedy": replace(FAST, temperature=0.0),
     "factor": FACTOR,
+    "threshold in few steps": replace(SURE, steps=4),
+    "factor in few steps": replace(FACTOR, steps=4),
     "margin": replace(FAST, confidence=Confidence.margin),
     "entropy": replace(STATIC, confidence=Confidence.entropy),
     "random": RANDOM,
@@ -180,6 +182,19 @@ def test_threshold_commits_every_sure_token_and_at_least_one() -> None:
 
 def test_threshold_commits_what_is_left_at_the_last_step() -> None:
     chosen = threshold(CONFIDENCE, MASKED, torch.tensor([1, 3]), SURE)
+    assert chosen.int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+
+
+def test_factor_commits_the_most_for_which_the_least_sure_is_sure_enough() -> None:
+    # (n + 1)(1 - confidence of the n-th): 0.1, 0.3 and 3.2; 1.2, 2.1, ...: one at least
+    chosen = factor(CONFIDENCE, MASKED, torch.tensor([3, 3]), replace(FACTOR, factor=0.5))
+    assert chosen.int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
+    chosen = factor(CONFIDENCE, MASKED, torch.tensor([3, 3]), replace(FACTOR, factor=0.3))
+    assert chosen.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_factor_commits_what_is_left_at_the_last_step() -> None:
+    chosen = factor(CONFIDENCE, MASKED, torch.tensor([1, 3]), FACTOR)
     assert chosen.int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
 
 

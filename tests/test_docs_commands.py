@@ -264,9 +264,12 @@ WAYS: tuple[tuple[str, Way], ...] = (
     (r"bench/gpu_smoke\.py", on_the_cpu("--length 8")),
     (
         r"bench/rollout\.py",
-        on_the_cpu("--dtype float32 --batch 1 --prompt 8 --length 8 --block 8 --steps 8 --tries 1"),
+        on_the_cpu(
+            "--dtype float32 --batch 1 --prompt 8 --length 8 --block 8 --steps 8 --tries 1"
+            " --rule static threshold factor"
+        ),
     ),
-    (r"bench/learner\.py", on_the_cpu("--dtype float32 --rows 1 --length 16")),
+    (r"bench/learner\.py", on_the_cpu("--rows 1 --length 16 --attention sdpa")),
     (
         r"scripts/plan\.py model=(llada|dream) task=math rollout",
         "tests/test_plan.py::test_the_tables_of_the_docs_are_what_the_script_prints",

@@ -359,6 +359,7 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
         ([], {}, ConfigError, "there is no prompt to complete"),
         (["a", " "], {}, RolloutError, "prompt 2 is empty"),
         (["a", "\udcff"], {}, RolloutError, "prompt 2 or task.system is not UTF-8"),
+        ("1", {"gen_length": 512}, RolloutError, "rollout.gen_length=512 leaves no place for a"),
         ("1" * 300, {}, RolloutError, "prompt 1 has 303 tokens; with rollout.gen_length=128"),
     ],
 )

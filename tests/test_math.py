@@ -254,8 +254,10 @@ def test_killed_workers_are_replaced_and_lose_no_answer() -> None:
     requests = [[f"\\sqrt{{{4 * i}}}", f"2\\sqrt{{{i}}}"] for i in range(2, 40)]
     assert pool.map(requests) == [True] * 38
     first = [worker.process.pid for worker in pool.workers]
-    for pid in first:
-        os.kill(pid, signal.SIGKILL)
+    for worker in pool.workers:
+        worker.process.kill()
+        worker.process.wait()
+    assert pool.map(requests[:1]) == [True]  # fewer than the dead: none of them had its request
     assert pool.map(requests) == [True] * 38
     assert not set(first) & {worker.process.pid for worker in pool.workers}
     pool.close()

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drift import rng
+from drift import caching, rng
 from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
 from drift.likelihood import micro_batches, score
@@ -17,10 +17,12 @@ from drift.memory import (
     Sizes,
     Split,
     block_activations,
+    cache,
     num_parameters,
     num_trained,
     sampling,
     training,
+    updating,
 )
 from drift.policy import base, lora
 from drift.policy.backbone import Backbone, BackboneConfig
@@ -130,6 +132,22 @@ def test_activations_are_as_large_as_the_formula_says(
     measured = sum(size for place, size in kept.items() if place not in weights)
     formula = 8 * 96 * 6 * block_activations(ModelConfig(dtype=dtype), sizes, split)
     assert measured == pytest.approx(formula, rel=0.08)
+
+
+def test_the_cache_of_the_compiled_step_stays_as_large_as_the_formula_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caching, "compiled", lambda policy, cache: policy.backbone.step)
+    policy = make_policy("dream")
+    config = rollout_config(cache=CacheMode.dual, compile=True, max_rows=3)
+    decode(policy, [[5] * 60, [6], [7], [8]], torch.arange(4), config, KEY)
+    assert policy.kept_cache is not None
+    stores = [store for layer in policy.kept_cache.layers for store in layer]
+    model = ModelConfig(dtype=Dtype.float32)
+    sizes = Sizes(model=model, backbone=policy.backbone.config, row=60 + 8)
+    terms = updating(sizes, objective(), config)
+    assert terms["cache"] == sum(store.nbytes for store in stores) == cache(sizes, config).total
+    assert "cache" not in updating(sizes, objective(), replace(config, compile=False))
 
 
 def test_trained_parameters_of_an_adapter() -> None:

@@ -72,6 +72,16 @@ def test_an_interrupted_run_keeps_what_it_saved(tmp_path: Path) -> None:
     load_policy(tmp_path / "sft" / "policy")
 
 
+def test_a_policy_that_a_kill_left_without_its_name_is_not_removed(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / ".old-17-policy").mkdir(parents=True)
+    (tmp_path / "run" / ".old-17-policy" / "config.json").touch()
+    refused = run("sft", "hydra.run.dir=run", check=False)
+    assert "policy is there already; choose another hydra.run.dir" in refused.stderr
+    assert (tmp_path / "run" / "policy" / "config.json").exists()
+
+
 def test_a_grader_that_fails_at_the_end_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

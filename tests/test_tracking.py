@@ -67,6 +67,12 @@ def test_a_restart_leaves_neither_gap_nor_double_step(tmp_path: Path) -> None:
     assert points(store_of(second), "reward/mean") == [(i, i / 10) for i in range(1, 6)]
 
 
+def test_an_id_that_a_full_disk_did_not_take_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "mlflow_run_id").touch()
+    run_id = opened(tmp_path).run_id
+    assert (tmp_path / "mlflow_run_id").read_text() == run_id == opened(tmp_path).run_id
+
+
 def test_the_same_lines_sent_twice_are_one_point_each(tmp_path: Path) -> None:
     store = opened(tmp_path)
     lines = [{"step": i, "unix_s": 1000.5 + i, "a": float(i)} for i in range(1, 4)]

@@ -299,6 +299,31 @@ def test_a_finished_run_is_not_run_again_and_never_overwritten(run: Run, tmp_pat
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_run_that_is_killed_after_its_last_step_tells_its_end_when_given_again(
+    run: Run, tmp_path: Path
+) -> None:
+    code = """
+import os, drift.train
+drift.train.follow = lambda trainer: (trainer.fit(), os.kill(os.getpid(), 9))
+drift.train.run_command("train", drift.train.run)
+"""
+    settings = (*SMALL, "num_steps=2", "tracking.uri=sqlite:///db", "hydra.run.dir=run")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *settings]
+    killed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, timeout=300
+    )
+    assert killed.returncode == -9
+    for words in ("at step 2", "run is finished"):
+        assert words in run("train", *settings).stdout
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["status"] == "finished"
+        client = MlflowClient(f"sqlite:///{tmp_path}/db")
+        assert client.get_run(summary["mlflow_run_id"]).info.status == "FINISHED"
+        history = client.get_metric_history(summary["mlflow_run_id"], "reward/mean")
+        assert [point.step for point in history] == [1, 2]
+
+
 def test_the_same_command_goes_on_also_where_it_began_from_a_checkpoint(
     run: Run, tmp_path: Path
 ) -> None:

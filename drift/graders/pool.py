@@ -144,6 +144,9 @@ class WorkerPool:
 
     def _assign(self, waiting: deque[int], lines: list[bytes]) -> list[int]:
         """Give the next requests to idle workers; returns their indices."""
+        for worker in [w for w in self.workers if w.idle and w.process.poll() is not None]:
+            self.workers.remove(worker)  # it died idle: that is no try of a request
+            worker.end()
         for _ in range(min(self.num_workers, len(waiting)) - len(self.workers)):
             self.workers.append(Worker(self.module, self.cpu_limit_s))
         assigned: list[int] = []

@@ -69,6 +69,11 @@ def machine_rates(dtype: str, device: str) -> tuple[float, float]:
     return matmul, 2 * big.numel() / best(lambda: other.copy_(big), device, 5)
 
 
+def reset_peak(device: str) -> None:
+    if device != "cpu":
+        torch.get_device_module(device).reset_peak_memory_stats()
+
+
 def peak_gib(device: str) -> float | None:
     if device == "cpu":
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import common
 import torch
 from blank_tiny import make_tokenizer
-from common import machine, peak_gib, random_policy, seconds, show
+from common import machine, peak_gib, random_policy, reset_peak, seconds, show
 
 from drift import rng
 from drift.config import (
@@ -80,7 +80,7 @@ def smoke(shape: str, device: str, length: int, folder: Path) -> tuple[dict[str,
     size = write_checkpoint(shape, folder, device)
     if device != "cpu":
         torch.get_device_module(device).empty_cache()
-        torch.get_device_module(device).reset_peak_memory_stats()
+        reset_peak(device)
     load_s, policy = seconds(
         lambda: load_policy(folder, dtype=torch.bfloat16, device=device), device
     )

@@ -6,13 +6,17 @@ python scripts/bench/learner.py --shape llada-8b --device cuda --dtype bfloat16 
 """
 
 import argparse
-import resource
+import json
+import tempfile
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
 from common import machine, machine_rates, peak_gib, prompts_of, random_policy, seconds, show
+from torch.profiler import ProfilerActivity, profile
 
 from drift.config import (
     AttentionBackend,
@@ -23,21 +27,20 @@ from drift.config import (
     OptimConfig,
     RolloutConfig,
 )
-from drift.memory import GIB, Sizes, num_parameters, training, words
+from drift.cost import head_flops, layer_flops
+from drift.memory import GIB, Sizes, training, updating, words
 from drift.policy import lora
 from drift.policy.base import Policy
 
 
-def flops(policy: Policy, tokens: int, scored: int, size: int, checkpointing: bool) -> float:
-    """Forward and backward: three times the forward, four with its recomputation.
+def flops(policy: Policy, tokens: int, scored: int, size: int) -> float:
+    """Forward and backward: three times the forward; what is computed twice counts once (MFU).
 
     Under LoRA the gradients of the frozen weights are not computed: one forward less.
     """
     b = policy.backbone.config
-    layers = num_parameters(b) - 2 * b.vocab_size * b.hidden_size
-    attention = 4 * b.num_layers * b.hidden_size * size
-    passes = 3 + checkpointing - (policy.adapter is not None)
-    return passes * (tokens * (2 * layers + attention) + 2 * b.vocab_size * b.hidden_size * scored)
+    passes = 3 - (policy.adapter is not None)
+    return passes * (layer_flops(b, tokens, scored, size) + head_flops(b, scored))
 
 
 def update(
@@ -47,6 +50,26 @@ def update(
     (-logp_N.mean()).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def held_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Weights and moments."""
+    return [*policy.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
+
+
+def rise(work: Callable[[], Any]) -> int:
+    """Bytes of tensors at the peak of `work`, above those at its beginning (on a CPU).
+
+    Resident memory would count what the allocator keeps, too: about 0.8 GiB of the small shape.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiled.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    changes = [event for event in events if event.get("name") == "[memory]"]
+    changes.sort(key=lambda event: event["ts"])
+    return max(accumulate(event["args"]["Bytes"] for event in changes))
 
 
 def batch_of(options: argparse.Namespace, policy: Policy) -> dict[str, torch.Tensor]:
@@ -81,7 +104,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scored", type=float, default=0.25, help="share of the canvas")
     parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains every weight")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--attention", choices=AttentionBackend, default=AttentionBackend.sdpa)
+    parser.add_argument("--attention", choices=[name.value for name in AttentionBackend],
+                        default="sdpa")  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -91,9 +115,11 @@ def main() -> None:
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
-    policy = random_policy(options.shape, options.dtype, options.device)
+    # without an adapter the weights are float32 and the forward is autocast's, as in drift.train
+    dtype = options.dtype if options.lora else "float32"
+    policy = random_policy(options.shape, dtype, options.device)
     policy.backbone.gradient_checkpointing = options.checkpointing
-    policy.backbone.attention = options.attention
+    policy.backbone.attention = AttentionBackend(options.attention)
     settings = LoraConfig(rank=options.lora)
     if options.lora:
         lora.attach_new(policy, settings, options.shape)
@@ -107,18 +133,20 @@ def main() -> None:
         took = min(
             seconds(lambda: update(policy, batch, optimizer), options.device)[0] for _ in range(3)
         )
+        peak = peak_gib(options.device)
+        if peak is None:
+            stays = {t.data_ptr(): t.nbytes for t in held_tensors(policy, optimizer)}
+            peak = (sum(stays.values()) + rise(lambda: update(policy, batch, optimizer))) / GIB
     size, tokens = options.prompt + options.length, batch["ids_MS"].numel()
-    work = flops(policy, tokens, len(batch["row_N"]), size, options.checkpointing)
+    work = flops(policy, tokens, len(batch["row_N"]), size)
     matmul, _ = machine_rates(options.dtype, options.device)
     model = ModelConfig(dtype=Dtype(options.dtype), lora=settings,
                         gradient_checkpointing=options.checkpointing)  # fmt: skip
-    sizes = Sizes(model=model, backbone=policy.backbone.config, row=size)
-    needs = training(
-        sizes, ObjectiveConfig(), OptimConfig(rows_per_forward=options.rows), RolloutConfig()
-    )
-    peak = peak_gib(options.device)
-    if peak is None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    sizes = Sizes(model=model, backbone=policy.backbone.config, row=size,
+                  on_cpu=options.device == "cpu")  # fmt: skip
+    objective, rollout = ObjectiveConfig(), RolloutConfig()
+    backward = training(sizes, objective, OptimConfig(rows_per_forward=options.rows), rollout)
+    step = updating(sizes, objective, rollout)
     row: dict[str, Any] = {
         "rows": options.rows,
         "tokens": tokens,
@@ -126,16 +154,17 @@ def main() -> None:
         "seconds": took,
         "tokens/s": tokens / took,
         "TFLOP": work / 1e12,
-        "of matmul rate": work / took / matmul,
+        "MFU": work / took / matmul,
         "peak GiB": peak,
-        "formula GiB": sum(needs.values()) / GIB,
+        "formula GiB": max(backward.total, step.total) / GIB,
     }
     about = {
         "machine": machine(options.device),
         "shape": f"{options.shape}, {options.dtype}, LoRA rank {options.lora}, "
         f"checkpointing {options.checkpointing}, attention {options.attention}",
         "matmul": f"{matmul / 1e9:.0f} GFLOP/s",
-        "formula": words(needs),
+        "backward begins": words(backward),
+        "AdamW's step": words(step),
     }
     show("one update", [row], options.json, about)
 

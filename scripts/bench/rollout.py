@@ -22,6 +22,7 @@ from common import (
     peak_gib,
     prompts_of,
     random_policy,
+    reset_peak,
     seconds,
     show,
 )
@@ -95,6 +96,9 @@ def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, dev
             rates: tuple[float, float], tries: int) -> tuple[dict[str, Any], Trace]:  # fmt: skip
     """One row of the table: the best of `tries` runs for the time, a watched one for its parts."""
 
+    policy.kept_cache = None  # of the row before
+    reset_peak(device)
+
     def decode() -> Trace:
         return decoding.decode(policy, prompts, torch.arange(len(prompts)), config, KEY)
 
@@ -150,11 +154,42 @@ def grid(options: argparse.Namespace) -> list[RolloutConfig]:
     ]  # fmt: skip
 
 
+def measure_all(policy: Policy, options: argparse.Namespace, rates: tuple[float, float],
+                rows: list[dict[str, Any]], about: dict[str, Any]) -> None:  # fmt: skip
+    """Add a row for each of the grid; the static rule's stand beside the plain decoder."""
+    device, vocab = options.device, policy.backbone.config.vocab_size
+    plain: dict[str, tuple[float, float]] = {}
+    for config in grid(options):
+        prompts = prompts_of(config.max_rows, options.prompt, vocab)
+        row, trace = measure(policy, prompts, config, device, rates, options.tries)
+        rows.append(row)
+        if config.remasking != RemaskingRule.static:
+            continue
+        size = f"batch {config.max_rows}, length {config.gen_length}"
+        if config.cache == CacheMode.none and config.max_rows <= 32:
+            # float64 logits of all rows: no more than 32
+            runs = [
+                [
+                    seconds(lambda g=g: naive_decode(policy, prompts, config, KEY, g), device)  # noqa: B023
+                    for g in (False, True)
+                ]
+                for _ in range(options.tries)
+            ]
+            inversion, gumbel = (min(run[i][0] for run in runs) for i in (0, 1))
+            plain[size] = (inversion, gumbel)
+            about["plain decoder"][size] = f"{inversion:.1f} s, Gumbel noise {gumbel:.1f} s"
+            row["same tokens"] = float((runs[0][0][1] == trace.canvas_BC).float().mean())
+        if size in plain:
+            inversion, gumbel = plain[size]
+            row["x plain"], row["x Gumbel"] = inversion / row["seconds"], gumbel / row["seconds"]
+
+
 def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Answers that end between 10 % and 100 % of the canvas, with and without leaving early.
 
     A stop token is put where a row is to end, as soon as that position is committed.
     """
+    policy.kept_cache = None
     rows, length = 4 * max(options.batch), 2 * options.length[0]
     prompts = prompts_of(rows, options.prompt, policy.backbone.config.vocab_size)
     share_B = 0.1 + 0.9 * rng.uniform(rng.stream(0, "ends"), torch.arange(rows))
@@ -199,7 +234,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--length", type=int, nargs="+", default=[128])
-    parser.add_argument("--rule", choices=RemaskingRule, nargs="+", default=["static"])
+    parser.add_argument(
+        "--rule", choices=[rule.value for rule in RemaskingRule], nargs="+", default=["static"]
+    )
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--steps", type=int, default=32, help="of the first length")
     parser.add_argument("--horizon", type=int, default=128)
@@ -211,44 +248,21 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     policy = random_policy(options.shape, options.dtype, options.device)
-    device = options.device
-    rates = machine_rates(options.dtype, device)
-    vocab = policy.backbone.config.vocab_size
+    rates = machine_rates(options.dtype, options.device)
     rows: list[dict[str, Any]] = []
-    plain: dict[tuple[int, int], tuple[float, float]] = {}  # of the static rule, by batch, length
-    for config in grid(options):
-        prompts = prompts_of(config.max_rows, options.prompt, vocab)
-        row, trace = measure(policy, prompts, config, device, rates, options.tries)
-        is_static, size = config.remasking == RemaskingRule.static, (row["batch"], row["length"])
-        if is_static and config.cache == CacheMode.none and config.max_rows <= 32:
-            # float64 logits of all rows: no more than 32
-            runs = [
-                [
-                    seconds(lambda g=g: naive_decode(policy, prompts, config, KEY, g), device)  # noqa: B023
-                    for g in (False, True)
-                ]
-                for _ in range(options.tries)
-            ]
-            inversion, gumbel = (min(run[i][0] for run in runs) for i in (0, 1))
-            plain[size] = (inversion, gumbel)
-            row["same tokens"] = float((runs[0][0][1] == trace.canvas_BC).float().mean())
-        if is_static and size in plain:
-            inversion, gumbel = plain[size]
-            row["x plain"], row["x Gumbel"] = inversion / row["seconds"], gumbel / row["seconds"]
-        rows.append(row)
-    about = {
-        "machine": machine(device),
+    about: dict[str, Any] = {
+        "machine": machine(options.device),
         "shape": f"{options.shape}, {options.dtype}, prompt {options.prompt}, "
         f"block {options.block}, {options.steps} steps",
         "matmul": f"{rates[0] / 1e9:.0f} GFLOP/s",
         "copy": f"{rates[1] / 1e9:.1f} GB/s",
-        "plain decoder": {
-            f"batch {b}, length {n}": f"{a:.1f} s, Gumbel noise {g:.1f} s"
-            for (b, n), (a, g) in plain.items()
-        },
-        "retirement": retirement(policy, options),
+        "plain decoder": {},
     }
-    show("rollout", rows, options.json, about)
+    try:
+        measure_all(policy, options, rates, rows, about)
+        about["retirement"] = retirement(policy, options)
+    finally:  # what is measured is shown, also if memory ends
+        show("rollout", rows, options.json, about)
 
 
 if __name__ == "__main__":

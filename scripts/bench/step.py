@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import machine, show
+from common import gpu_names, machine, show
 
 PHASES = ("rollout", "reward", "update", "sync")
 
@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.steps < 3:
+        parser.error("--steps must be at least 3: the first two warm up")
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "drift.train", f"num_steps={options.steps}", "tracking=off",
@@ -32,14 +34,17 @@ def main() -> None:
         ]  # fmt: skip
         subprocess.run(command, check=True)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines][2:]  # the first step warms up
+    steps = [json.loads(line) for line in lines][2:]
     total = sum(step[f"time/{phase}_s"] for step in steps for phase in PHASES)
     row: dict[str, float] = {"seconds a step": total / len(steps)}
     for phase in PHASES:
         row[phase] = sum(step[f"time/{phase}_s"] for step in steps) / total
     for name in ("rollout/tokens_per_s", "rollout/nfe", "gap/kl"):
         row[name] = sum(step[name] for step in steps) / len(steps)
-    about = {"machine": machine("cpu"), "overrides": " ".join(options.overrides) or "none"}
+    about = {
+        "machine": machine("gpu" if gpu_names() else "cpu"),
+        "overrides": " ".join(options.overrides) or "none",
+    }
     show("an RL step", [row], options.json, about)
 
 

@@ -290,7 +290,7 @@ def test_a_grader_that_hangs_on_one_rank_is_found_in_its_stack(tmp_path: Path) -
     (tmp_path / "conf" / "task" / "ones.yaml").write_text(block("yaml"))
     command = [sys.executable, "-m", "drift.train", "--config-dir", "conf", "task=ones",
                TINY, *SMALL, *TWO, "cluster.timeout_s=15", "num_steps=1"]  # fmt: skip
-    _, err = started(command, tmp_path).communicate(timeout=120)
+    _, err = started(command, tmp_path).communicate(timeout=280)
     for rank in (0, 1):
         assert re.search(rf"^drift: rank {rank}: .* step 1, phase eval; its stacks:$", err, re.M)
     assert re.search(r'File ".*/ones.py", line \d+ in score', err)

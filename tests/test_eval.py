@@ -123,7 +123,7 @@ def test_an_interrupted_cell_goes_on_at_its_last_whole_chunk(run: Run, tmp_path:
         command(*settings, "hydra.run.dir=killed"), cwd=tmp_path, env=environment(),
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not cells(tmp_path / "killed"):
         assert time.monotonic() < deadline
         assert process.poll() is None

@@ -222,7 +222,7 @@ def test_a_full_disk_costs_checkpoints_and_never_the_last_one(run: Run, small_di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cluster", [("eval.max_examples=40",), GATHER], ids=["alone", "gather"])
+@pytest.mark.parametrize("cluster", [("eval.max_examples=200",), GATHER], ids=["alone", "gather"])
 def test_a_signal_in_an_evaluation_puts_it_off(cluster: tuple[str, ...], tmp_path: Path) -> None:
     slow = ("rollout.max_rows=1", "eval.every=2", "checkpoint.every=0", *cluster)
     run, whole = tmp_path / "run", tmp_path / "whole"

@@ -21,6 +21,7 @@ from drift.tasks.math import Math
 from drift.types import Example
 from tests.conftest import ROOT
 from tests.math_pairs import DIFFERENT, EQUAL
+from tests.test_sandbox_life import alive, soon
 
 
 def math(**changes: object) -> Math:
@@ -351,13 +352,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         text=True,
         timeout=120,
     )
-    worker = Path(f"/proc/{int(done.stdout)}")
-    for _ in range(100):
-        if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the worker outlived its parent")
+    assert soon(lambda: not alive(int(done.stdout)))
 
 
 def test_workers_import_no_torch() -> None:

@@ -58,8 +58,8 @@ def test_it_is_called_in_a_long_step_of_ranks_that_were_started_here(heard: list
 
 def test_ranks_are_given_the_time_that_is_asked_for() -> None:
     context = multiprocessing.get_context("spawn")
-    for patience_s, code in ((0.2, -signal.SIGKILL), (60.0, 0)):
-        process = context.Process(target=time.sleep, args=(1.0,))
+    for seconds, patience_s, code in ((600.0, 0.2, -signal.SIGKILL), (1.0, 60.0, 0)):
+        process = context.Process(target=time.sleep, args=(seconds,))
         process.start()
         end([process], patience_s)
         assert process.exitcode == code

@@ -304,10 +304,10 @@ def test_system_metrics_are_sampled_while_a_run_goes_on(
     settings.system_metrics = True
     tracker = Tracker(settings, tmp_path)
     tracker.start("run", {}, {}, done_step=-1)
-    time.sleep(1.5)
-    assert tracker.finish("FINISHED")
     store = store_of(tracker)
-    names = store.client.get_run(store.run_id).data.metrics
-    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(
-        names
-    )
+    expected = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+    deadline = time.monotonic() + 60
+    while not expected <= store.client.get_run(store.run_id).data.metrics.keys():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert tracker.finish("FINISHED")

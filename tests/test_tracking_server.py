@@ -45,7 +45,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
@@ -88,7 +88,7 @@ def train(server: Server, folder: Path, steps: int) -> subprocess.Popen[str]:
 
 
 def wait_for_steps(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if len(MetricsFile(folder / "metrics.jsonl").lines()) > count:
             return

@@ -92,7 +92,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_lines(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if path.exists() and len(path.read_text().splitlines()) >= count:
             return

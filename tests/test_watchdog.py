@@ -23,7 +23,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SHELL = """
 {python} -m drift.train debug=smoke num_steps=100000 max_training_s=4 eval.every=0 tracking=off \
     hydra.run.dir=run > out 2>&1 &
-until [ "$(cat run/metrics.jsonl | wc -l)" -gt 2 ]; do sleep 0.1; done 2> /dev/null
+until [ "$(cat run/metrics.jsonl | wc -l)" -gt 0 ]; do sleep 0.1; done 2> /dev/null
 """
 STILL = """
 import sys, time
@@ -59,7 +59,7 @@ def test_a_run_outlives_the_shell_that_started_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "code"), [(4, 0), (60, 1)])
 def test_what_goes_on_while_the_stacks_are_written_is_not_ended(seconds: int, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", STILL, str(seconds)], env=ENVIRONMENT,
-                          capture_output=True, text=True, timeout=50)  # fmt: skip
+                          capture_output=True, text=True, timeout=200)  # fmt: skip
     assert "drift: rank 0: nothing has happened for" in done.stderr
     assert "most recent call first" in done.stderr
     assert ("goes on after all in the start" in done.stderr) == (code == 0)

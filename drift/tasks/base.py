@@ -195,14 +195,24 @@ class Task(ABC):
             return DataError(f"{record.place}: {error.args[0]}: missing")
 
     def render(self, fields: dict[str, object]) -> str:
-        """The prompt's text: the task's template over an example's fields."""
+        """The prompt's text: the task's template over an example's fields.
+
+        Raises:
+            ConfigError: the template names no field, or one that there is not.
+        """
+        template, names = self.config.prompt, sorted(fields)
         try:
-            return self.config.prompt.format(**fields)
+            text = template.format(**fields)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ConfigError(
-                f"task.prompt={self.config.prompt!r} does not fit the fields {sorted(fields)}: "
-                f"{error!r}"
+                f"task.prompt={template!r} does not fit the fields {names}: {error!r}"
             ) from None
+        if all(field is None for _, field, *_ in string.Formatter().parse(template)):
+            raise ConfigError(
+                f"task.prompt={template!r} is the same for every problem; put the problem into it "
+                f"by its fields, in braces: {names}"
+            )
+        return text
 
     def text(self, example: Example) -> str:
         """What the problem says to a reader, to be compared with others (contamination.py)."""

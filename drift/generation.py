@@ -20,7 +20,7 @@ from drift.config import (
 from drift.decoding import decode
 from drift.errors import ConfigError, RolloutError
 from drift.policy.base import Policy
-from drift.prompts import encode
+from drift.prompts import encode_text, render
 from drift.rollout import texts_of
 from drift.types import Example, PromptBatch, Rollout, Trace
 from drift.validate import validate
@@ -114,12 +114,13 @@ def complete(
             raise RolloutError(f"{example.key} is empty")
         if SURROGATE.search(example.prompt + (system or "")):
             raise RolloutError(f"{example.key} or task.system is not UTF-8; convert it")
-        ids.append(encode(policy, task, example) if chat else raw(policy, example.prompt))
         if limit < 1:
             raise RolloutError(
                 f"rollout.gen_length={config.gen_length} leaves no place for a prompt in the "
                 f"model's {limit + config.gen_length} positions; lower it"
             )
+        text = render(policy, task, example) if chat else example.prompt
+        ids.append(encode_text(policy, text, example))
         if len(ids[-1]) > limit:
             raise RolloutError(
                 f"{example.key} has {len(ids[-1])} tokens; with "
@@ -140,7 +141,3 @@ def complete(
         policy_version=0,
         reward_s=0.0,
     )
-
-
-def raw(policy: Policy, text: str) -> list[int]:
-    return policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,5 +1,7 @@
 """From an example to prompt tokens, by the checkpoint's own chat template."""
 
+from typing import Any
+
 from drift import live
 from drift.config import LongPrompts, TaskConfig
 from drift.errors import CheckpointError, RolloutError
@@ -25,9 +27,27 @@ def render(policy: Policy, task: TaskConfig, example: Example) -> str:
 
 def encode(policy: Policy, task: TaskConfig, example: Example) -> list[int]:
     """Prompt tokens of one example; never cut."""
-    text = render(policy, task, example)
-    # verbose=False: encode_all checks the length; the tokenizer's own warning is one too many
-    return policy.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return encode_text(policy, render(policy, task, example), example)
+
+
+def encode_text(policy: Policy, text: str, example: Example) -> list[int]:
+    """Tokens of a text as it stands.
+
+    Raises:
+        RolloutError: it has a character that the tokenizer does not know.
+    """
+    tokenizer: Any = policy.tokenizer
+    # verbose=False: the length is checked later; the tokenizer's own warning is one too many
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    if unknown in ids and tokenizer.unk_token not in text:
+        alone = (c for c in text if unknown in tokenizer(c, add_special_tokens=False)["input_ids"])
+        character = repr(next(alone, "a character"))
+        raise RolloutError(
+            f"{example.key}: the prompt {example.prompt[:40]!r} has {character}, which "
+            "the model's tokenizer does not know; leave it out or use another model"
+        )
+    return ids
 
 
 def encode_all(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drift import live
-from drift.config import RunConfig
+from drift.config import AdvantageEstimator, RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult
 from drift.files import write_json
@@ -19,6 +19,7 @@ from drift.types import Advantages, Rollout
 from drift.viewer import TraceRow, write_trace
 
 LEARNED = 3  # problems shown at the end
+SILENT_STEPS = 10  # in a row without anything to learn from are worth a warning
 SAMPLES = 8  # completions of a step that the samples table shows
 log = logging.getLogger("drift")
 
@@ -127,6 +128,7 @@ class Report:
         self.folder = Path(config.output_dir)
         self.checkpoint: str | None = None
         self._view: live.RunView | None = None
+        self._silent_steps = 0
 
     @contextmanager
     def progress_bar(self, done: int, total: int) -> Iterator[None]:
@@ -156,6 +158,7 @@ class Report:
         tokens_per_s = metrics["rollout/tokens"] / metrics["time/rollout_s"]
         extra = {"rollout/tokens_per_s": tokens_per_s, "mem/peak_gib": peak}
         self.tracker.log(step, metrics | extra)
+        self.warn_of_silence(step, metrics)
         accuracy = metrics.get("eval/accuracy")
         text = (
             f"reward {metrics['reward/mean']:.3f}  accuracy {metrics['reward/accuracy']:.3f}  "
@@ -168,6 +171,19 @@ class Report:
             self._view.steps.move(step)
         shown = live.ON_VIEW if accuracy is None else None
         log.info("step %d/%d  %s", step, self.config.num_steps, text, extra=shown)
+
+    def warn_of_silence(self, step: int, metrics: dict[str, float]) -> None:
+        """Say once that step after step has no group with different rewards."""
+        if self.config.objective.advantage == AdvantageEstimator.gae:
+            return  # a group of equal rewards teaches too
+        is_silent = metrics["reward/zero_variance_frac"] == 1
+        self._silent_steps = self._silent_steps + 1 if is_silent else 0
+        if self._silent_steps == SILENT_STEPS:
+            log.warning(
+                "nothing was learned in %d steps: every completion of a prompt has the same reward "
+                "(mean %.3f); read some in %s/rollouts/step_%06d.jsonl",
+                SILENT_STEPS, metrics["reward/mean"], self.folder, step,
+            )  # fmt: skip
 
     def rollout(self, step: int, rollout: Rollout) -> None:
         """rollouts/step_*.jsonl: all completions of a step with their grades; every rank calls."""

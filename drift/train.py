@@ -44,24 +44,62 @@ def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def is_another(folder: Path, now: dict[str, Any], *, resumed: bool) -> bool:
-    """Whether the run that was in this folder had other settings or data; names the changes.
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore
+
+
+def digests_of(trainer: "Trainer") -> dict[str, Any]:
+    from drift.manifest import data_digests
+
+    return data_digests({s.value: p.examples for s, p in trainer.problems.items()})
+
+
+def changes(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What the run of this folder had otherwise, data last: `{"optim.lr": 0.0002}` is how it was.
 
     Args:
         folder: of the run, with what was started there before, if anything.
         now: flat settings, and digests of the data under `data`.
-        resumed: the run goes on, so that it stays the same if only what is `FREE` changes.
     """
     if not (folder / "manifest.json").exists():
-        return False
+        return {}
     settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     before = dict(flat("", settings))
     before |= flat("data", load_json(folder / "manifest.json")["data"])
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    for key in changed:
+    keys = sorted(before.keys() | now.keys(), key=lambda key: (key.startswith("data."), key))
+    return {key: before.get(key) for key in keys if before.get(key) != now.get(key)}
+
+
+def is_another(folder: Path, now: dict[str, Any], *, resumed: bool) -> bool:
+    """Whether the run that was in this folder had other settings or data; names the changes.
+
+    Args:
+        folder, now: as `changes` takes them.
+        resumed: the run goes on, so that it stays the same if only what is `FREE` changes.
+    """
+    changed = changes(folder, now)
+    for key, before in changed.items():
         how = "resumed" if resumed else "begun again"
-        log.warning("%s with %s=%s, was %s", how, key, now.get(key), before.get(key))
+        log.warning("%s with %s=%s, was %s", how, key, now.get(key), before)
     return any(not (resumed and key.startswith(FREE)) for key in changed)
+
+
+def refuse_changes(config: RunConfig, trainer: "Trainer") -> None:
+    """A finished run's numbers are those of its own settings.
+
+    Raises:
+        ConfigError: others are asked for, or fewer steps than are done.
+    """
+    folder, done = Path(config.output_dir), trainer.progress.step
+    now = dict(flat("", settings_of(config))) | dict(flat("data", digests_of(trainer)))
+    changed = {k: v for k, v in changes(folder, now).items() if not k.startswith(FREE)}
+    if config.num_steps < done:
+        changed = {"num_steps": done} | changed
+    for key, before in changed.items():
+        raise ConfigError(
+            f"{folder} holds a finished run with {key}={before}, not {now.get(key)}; "
+            "choose another hydra.run.dir"
+        )
 
 
 def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
@@ -208,6 +246,7 @@ def train(config: RunConfig, engine: "Engine") -> None:
             engine.assert_same("their data", digest(ids))
         told = load_json(Path(config.output_dir) / "summary.json").get("status") == "finished"
         if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
+            refuse_changes(config, trainer)
             log.info("%s is finished", config.output_dir)
             trainer.report.farewell(trainer.progress)
         else:
@@ -239,13 +278,11 @@ def place_line(config: RunConfig, engine: "Engine") -> str:
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
     from drift import checkpointing
-    from drift.manifest import data_digests, write_origin
+    from drift.manifest import write_origin
     from drift.prompts import render
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
-    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    params = dict(flat("", settings))
-    digests = data_digests({s.value: p.examples for s, p in trainer.problems.items()})
+    params, digests = dict(flat("", settings_of(config))), digests_of(trainer)
     if resumed:
         checkpointing.drop_after(folder / "checkpoints", trainer.progress.step)
     other = is_another(folder, params | dict(flat("data", digests)), resumed=resumed is not None)

@@ -358,6 +358,7 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
         ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
         ([], {}, ConfigError, "there is no prompt to complete"),
         (["a", " "], {}, RolloutError, "prompt 2 is empty"),
+        ("3 é☃", {}, RolloutError, "prompt 1: the prompt '3 é☃' has 'é', which the model's token"),
         (["a", "\udcff"], {}, RolloutError, "prompt 2 or task.system is not UTF-8"),
         ("1", {"gen_length": 512}, RolloutError, "rollout.gen_length=512 leaves no place for a"),
         ("1" * 300, {}, RolloutError, "prompt 1 has 303 tokens; with rollout.gen_length=128"),

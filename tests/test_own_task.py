@@ -124,6 +124,25 @@ def test_a_reward_that_is_not_finite_ends_a_run_in_one_line(guide: Path, run: Ru
     assert re.fullmatch(line, done.stderr)
 
 
+def test_a_grader_that_raises_is_named_with_its_line(
+    guide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, code = guide / "ones.py", block("python")
+    (body,) = re.findall(r"^    def score\(.*\n", code, re.M)
+    path.write_text(code.replace(body, f"{body}        json_of({{}}['a'])\n"))
+    number = path.read_text().splitlines().index("        json_of({}['a'])") + 1
+    task = own(path)
+    example = task.example({"bits": "0110"})
+    with pytest.raises(GradingError) as caught:
+        grade(task, [example] * 2, ["", ""])
+    line = f"task=ones: the score of ones:0110: {path}:{number}: NameError: name 'json_of'"
+    assert str(caught.value).startswith(line)
+    assert isinstance(caught.value.__cause__, NameError)
+    monkeypatch.setattr(task, "score_all", lambda *_: 1 / 0)
+    with pytest.raises(GradingError, match=r"^task=ones: its scores: .*: ZeroDivisionError: div"):
+        grade(task, [example] * 2, ["", ""])
+
+
 def test_the_same_without_a_yaml_file(guide: Path) -> None:
     task = drift.load_task(
         "own", f"task.module={guide}/ones.py", "task.name=ones", "task.prompt='{bits}='",

@@ -12,6 +12,7 @@ import pytest
 
 from drift import sft
 from drift.cli import typed
+from drift.errors import GradingError
 from drift.files import file_digest
 from drift.policy.loading import load_policy
 from drift.tasks.countdown import Countdown
@@ -91,7 +92,7 @@ def test_a_grader_that_fails_at_the_end_costs_no_training(
     monkeypatch.setattr(Countdown, "score", broken)
     config = typed(composed(*SMALL[:-1], "num_steps=2", config="sft"))
     config.output_dir = str(tmp_path)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(GradingError, match="ZeroDivisionError"):
         sft.run(config)
     load_policy(tmp_path / "policy")
     assert caplog.messages[-1] == f"ended early; the policy saved last is {tmp_path / 'policy'}"

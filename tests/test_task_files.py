@@ -9,7 +9,7 @@ import pytest
 
 from drift.config import CountdownConfig, FilesConfig, Split, TaskConfig
 from drift.data_config import OnError
-from drift.errors import DataError
+from drift.errors import ConfigError, DataError
 from drift.tasks import Task, build_task
 from drift.tasks.base import held_out, split_of
 from drift.tasks.records import string
@@ -168,3 +168,10 @@ def test_generated_problems_are_never_those_of_a_data_file(tmp_path: Path) -> No
         assert len(task.examples(split)) == len(made[split])
         assert not set(keys(task, split)) & given
         assert all(split_of(key) == split for key in keys(task, split))
+
+
+def test_a_prompt_without_the_problem_is_refused(tmp_path: Path) -> None:
+    task = echo(train=questions(tmp_path / "train.jsonl", "one", "two"))
+    task.config.prompt = "hello {{question}}"
+    with pytest.raises(ConfigError, match=r"'hello {{question}}' is the same .*: \['question'\]$"):
+        task.examples(Split.train)

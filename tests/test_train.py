@@ -290,12 +290,21 @@ def test_a_sweep_runs_its_jobs_into_one_experiment(run: Run, tmp_path: Path) -> 
 
 
 def test_a_finished_run_is_not_run_again_and_never_overwritten(run: Run, tmp_path: Path) -> None:
-    run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
+    run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
-    done = run("train", *SMALL, "num_steps=1", "tracking=off", "hydra.run.dir=run")
+    done = run("train", *SMALL, "num_steps=2", "tracking=off", "hydra.run.dir=run")
     assert "run is finished" in done.stdout
     refused = run("train", *SMALL, "resume=never", "hydra.run.dir=run", check=False)
     assert "holds a run; use resume=auto or another hydra.run.dir" in refused.stderr
+    for change, words in (
+        ("optim.lr=1e-3", "optim.lr=0.0002, not 0.001"),
+        ("task.seed=7", "task.seed=0, not 7"),
+        ("num_steps=1", "num_steps=2, not 1"),
+    ):
+        other = run("train", *SMALL, "num_steps=2", change, "hydra.run.dir=run", check=False)
+        assert (other.returncode, len(other.stderr.splitlines())) == (1, 1)
+        assert f"run holds a finished run with {words}" in other.stderr
+        assert other.stderr.endswith("; choose another hydra.run.dir\n")
     assert {path: path.read_bytes() for path in before} == before
 
 

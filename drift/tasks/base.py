@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import string
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from drift import live
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
 from drift.data_config import Dataset, OnError
-from drift.errors import ConfigError, DataError, GradingError
+from drift.errors import ConfigError, DataError, DriftError, GradingError
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import Record, read_records
 from drift.types import Example, Score
@@ -195,14 +196,24 @@ class Task(ABC):
             return DataError(f"{record.place}: {error.args[0]}: missing")
 
     def render(self, fields: dict[str, object]) -> str:
-        """The prompt's text: the task's template over an example's fields."""
+        """The prompt's text: the task's template over an example's fields.
+
+        Raises:
+            ConfigError: the template names no field, or one that there is not.
+        """
+        template, names = self.config.prompt, sorted(fields)
         try:
-            return self.config.prompt.format(**fields)
+            text = template.format(**fields)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ConfigError(
-                f"task.prompt={self.config.prompt!r} does not fit the fields {sorted(fields)}: "
-                f"{error!r}"
+                f"task.prompt={template!r} does not fit the fields {names}: {error!r}"
             ) from None
+        if all(field is None for _, field, *_ in string.Formatter().parse(template)):
+            raise ConfigError(
+                f"task.prompt={template!r} is the same for every problem; put the problem into it "
+                f"by its fields, in braces: {names}"
+            )
+        return text
 
     def text(self, example: Example) -> str:
         """What the problem says to a reader, to be compared with others (contamination.py)."""
@@ -225,17 +236,35 @@ class Task(ABC):
         scores: list[Score] = []
         with live.bar("grading answers", len(texts)) as bar:
             for example, text in zip(examples, texts, strict=True):
-                scores.append(self.score(example, text))
+                try:
+                    scores.append(self.score(example, text))
+                except DriftError:
+                    raise
+                except Exception as error:  # whatever a task of the user raises
+                    raise self.failure(f"the score of {example.key}", error) from error
                 bar.advance()
         return scores
+
+    def failure(self, what: str, error: Exception) -> GradingError:
+        """`task=ones: the score of ones:0110: ones.py:23: TypeError: ...`, the line in the task."""
+        frames = traceback.extract_tb(error.__traceback__)
+        called = frames[min(1, len(frames) - 1)].filename  # by the frame that calls this method
+        line = next(frame.lineno for frame in reversed(frames) if frame.filename == called)
+        said = f"{called}:{line}: {type(error).__name__}: {error}"
+        return GradingError(f"task={self.config.name}: {what}: {said}")
 
     def checked_scores(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """What `score_all` gives, as every other file gets it.
 
         Raises:
-            GradingError: something in it cannot be trained on or counted.
+            GradingError: the task raises, or something in it cannot be trained on or counted.
         """
-        scores = self.score_all(examples, texts)
+        try:
+            scores = self.score_all(examples, texts)
+        except DriftError:
+            raise
+        except Exception as error:
+            raise self.failure("its scores", error) from error
         for example, score in zip(examples, scores, strict=True):
             fault = fault_of(score, scores[0])
             if fault:

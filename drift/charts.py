@@ -151,9 +151,11 @@ def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
         accuracy, nfe = group.accuracy("last"), group.figure("NFE")
         if accuracy is None or nfe is None:
             continue
-        low, high = accuracy.ci95 or (accuracy.value, accuracy.value)
+        value = accuracy.value
+        low, high = accuracy.ci95 or (value, value)
+        below, above = max(0.0, value - low), max(0.0, high - value)  # rounded ends, as 1e-18 for 0
         axes.errorbar(
-            [nfe], [accuracy.value], yerr=[[accuracy.value - low], [high - accuracy.value]],
+            [nfe], [value], yerr=[[below], [above]],
             fmt=MARKERS[look["linestyle"]], color=look["color"], capsize=3, label=group.label,
         )  # fmt: skip
     axes.set_xlabel("network evaluations of a completion (NFE)")

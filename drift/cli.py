@@ -10,11 +10,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -81,7 +82,17 @@ def missing_value(error: Any) -> str | None:
 
 def wrong_value(error: Any) -> str | None:
     """`optim.lr: Value 'fast' of type 'str' could not be converted to Float`"""
-    return f"{error.full_key}: {first_line(error)}" if error.full_key else None
+    key, kind = error.full_key, error.object_type
+    if not key:
+        return None
+    if dataclasses.is_dataclass(kind) and error.key is not None:
+        kind = get_type_hints(kind).get(error.key)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        settings = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
+        return f"{key} is not one value, it holds settings; change one of {settings}"
+    if get_origin(kind) is list and isinstance(error.value, str | int | float):
+        return f"{key} is a list, which is written {shlex.quote(f'{key}=[{error.value}]')}"
+    return f"{key}: {first_line(error)}"
 
 
 def broken_yaml(error: Any) -> str:
@@ -165,10 +176,47 @@ def unknown_choice(error: Any) -> str:
     """`model=lada: no such option of the group; did you mean llada; options: dream, llada, tiny`"""
     choice = str(error.missing_cfg_file or "")
     group, _, name = choice.rpartition("/")
-    options = sorted(error.options or [])
+    options = sorted(error.options or options_of(group))
+    if not options:  # a file names what is nowhere
+        return first_line(error)
+    file = re.match(r"In '(.+/.+?)':", str(error))  # one of conf/ alone is the command's own
+    where = f"{file[1]}.yaml: " if file else ""
     near = closest(name, options)
     hint = f"; did you mean {near[0]}" if near else ""
-    return f"{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
+    return (
+        f"{where}{group}={name}: no such option of the group{hint}; options: {', '.join(options)}"
+    )
+
+
+def options_of(group: str) -> list[str]:
+    """The options that conf/ has of a group, sorted; empty if it is none."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
+
+
+def no_option(error: Any) -> str | None:
+    """`tracking=null: choose one of mlflow, off, wandb`; Hydra does not name the word."""
+    if not str(error).startswith("Config group override must be"):
+        return None
+    parse = OverridesParser.create().parse_override
+    for word in sys.argv[1:]:
+        options = options_of(word.partition("=")[0].lstrip("+"))
+        if not options or (override := parse(word)).is_sweep_override():
+            continue
+        if not isinstance(override.value(), str | list):
+            return f"{word}: choose one of {', '.join(options)}"
+    return "a group takes the name of one of its options"
+
+
+def group_not_chosen(error: Any) -> str | None:
+    """`tracking.uri=...: no tracking is chosen; add tracking=OPTION, ...`; nor does Hydra here."""
+    if not str(error).startswith("Unexpected type for root: NoneType"):
+        return None
+    for word in sys.argv[1:]:
+        group = word.partition("=")[0].partition(".")[0]
+        options = options_of(group)
+        if options and not any(other.startswith(f"{group}=") for other in sys.argv):
+            return f"{word}: no {group} is chosen; add {group}=OPTION, one of {', '.join(options)}"
+    return None
 
 
 EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = (
@@ -182,6 +230,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], Callable[[Any], str | None]], ...] = 
     (MissingMandatoryValue, missing_value),
     (OmegaConfBaseException, wrong_value),
     (OSError, failed_file),
+    (ValueError, no_option),
 )
 
 
@@ -245,6 +294,10 @@ def enter(entry: Callable[[], object]) -> None:
     except USER_ERRORS as error:
         print(f"drift: {explain(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
+    except (ValueError, AssertionError) as error:
+        if (words := no_option(error) or group_not_chosen(error)) is None:
+            raise
+        sys.exit(f"drift: {words}")
     except RuntimeError as error:
         if (words := lost_job(error)) is None:
             raise

@@ -100,6 +100,8 @@ def wrong_flag(words: list[str]) -> str | None:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         given = [word for word in words if word.startswith("-") and word not in flags]
         near = [close for word in given for close in difflib.get_close_matches(word, flags, n=1)]
+        if not near and reason.startswith("unrecognized arguments:") and "=" in reason:
+            return f"{reason}; put flags, as -m, before or behind all settings"
         return reason + (f"; did you mean {near[0]}" if near else "; see --help")
     return None
 

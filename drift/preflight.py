@@ -57,7 +57,8 @@ class Preflight(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         missing = sweep.tell(Path(config.hydra.sweep.dir))
         if missing:
-            raise SystemExit(f"drift: {missing} jobs are not finished; run them: {again(config)}")
+            words = "1 job is" if missing == 1 else f"{missing} jobs are"
+            raise SystemExit(f"drift: {words} not finished; run what is missing: {again(config)}")
 
 
 def check_jobs(config: DictConfig, jobs: list[list[str]]) -> list[DictConfig]:

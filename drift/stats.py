@@ -38,6 +38,9 @@ def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
         correct: successes, 0..n; a mean over several rounds need not be whole.
         n: trials; 0 gives (0, 1).
         z: normal quantile, 1.96 for 95 %.
+
+    Returns:
+        The two ends, with `correct / n` between them also where rounding would leave it outside.
     """
     if n == 0:
         return 0.0, 1.0
@@ -45,7 +48,8 @@ def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
     center = share + z * z / (2 * n)
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+    low, high = (center - half) / scale, (center + half) / scale
+    return max(0.0, min(share, low)), min(1.0, max(share, high))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ written. A job that fails is noted and told, and the others go on; a finished on
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -243,6 +244,7 @@ def work(
     except KeyboardInterrupt:
         note(card, status="killed", error="interrupted", ended=time.time())
         tell(card.sweep)
+        print(f"drift: interrupted; run what is missing: {command(card.sweep)}", file=sys.stderr)
         raise
     except (PreemptedError, RequeuedExit):
         note(card, status="preempted", error=None, ended=time.time())
@@ -315,7 +317,12 @@ def tell_begun() -> str:
     if not begun:
         return ""
     tell(begun[0])
-    return f"; run what is missing: {load_json(begun[0] / SWEEP)['command']}"
+    return f"; run what is missing: {command(begun[0])}"
+
+
+def command(sweep: Path) -> str:
+    """What to type to take a sweep up again."""
+    return load_json(sweep / SWEEP)["command"]
 
 
 def table(content: dict[str, Any], title: str) -> "Table":

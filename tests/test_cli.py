@@ -53,6 +53,41 @@ def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
     assert line == "optim.lr: Value 'fast' of type 'str' could not be converted to Float"
 
 
+def test_one_value_for_many_settings_names_them(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "model.lora=8")
+    assert line.startswith("model.lora is not one value, it holds settings; change one of model.l")
+    assert "model.lora.rank, " in line
+
+
+def test_one_value_for_a_list_shows_how_a_list_is_written(run: Run) -> None:
+    done = run("eval", "checkpoints=X", check=False)
+    assert done.stderr == "drift: checkpoints is a list, which is written 'checkpoints=[X]'\n"
+
+
+@pytest.mark.parametrize("value", ["null", "1"])
+def test_a_group_that_is_set_to_no_option_names_them(run: Run, tmp_path: Path, value: str) -> None:
+    words = ("optim=adamw", f"tracking={value}")
+    assert refused(run, tmp_path, *words) == f"tracking={value}: choose one of mlflow, off, wandb"
+
+
+def test_a_setting_of_a_group_without_an_option_says_to_choose_one(run: Run) -> None:
+    done = run("track", "folder=.", "tracking.uri=x", check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "drift: tracking.uri=x: no tracking is chosen; "
+        "add tracking=OPTION, one of mlflow, off, wandb\n"
+    )
+
+
+def test_a_wrong_option_inside_a_yaml_names_the_file(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "masking"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [randm, _self_]\n")
+    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "masking=mine")
+    assert line.startswith("masking/mine.yaml: masking=randm: no such option of the group; did you")
+    assert "options: all, block, " in line
+
+
 def test_malformed_override_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "tiny", code=2)
     assert line == "tiny: cannot be read; write overrides as key=value"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from matplotlib.figure import Figure
 
-from drift.charts import looks, smooth
+from drift.charts import accuracy_over_nfe, looks, smooth
 from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.errors import ConfigError
@@ -223,6 +224,16 @@ def test_the_report_is_one_file_that_asks_for_nothing(tmp_path: Path) -> None:
     assert rows[2].startswith("| all | 1/1 |  | 0.600 [0.502, 0.691] |")
     results = json.loads((tmp_path / "new" / "results.json").read_text())
     assert results["settings"][0]["final"] == "0.600 [0.502, 0.691]"
+
+
+def test_an_interval_whose_end_was_rounded_past_its_share_is_drawn() -> None:
+    """Of 0 right answers, as in summaries that are written already."""
+    run = make_run(accuracies=(0.2, 0.0))
+    run.evals["last"] = {"accuracy": 0.0, "n": 12, "ci95": [1e-17, 0.25]}
+    axes = Figure().add_subplot()
+    accuracy_over_nfe(axes, grouped([run]))
+    (bar,) = axes.containers
+    assert bar.get_label() == "masking=all"
 
 
 def store_runs(folder: Path) -> MlflowConfig:

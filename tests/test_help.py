@@ -65,7 +65,12 @@ def test_a_command_behind_drift_is_that_command() -> None:
     [
         (["--hepl"], "unrecognized arguments: --hepl; did you mean --help"),
         (["--cfg"], "argument --cfg/-c: expected one argument; see --help"),
+        (
+            ["seed=0", "-m", "masking=all"],
+            "unrecognized arguments: masking=all; put flags, as -m, before or behind all settings",
+        ),
         (["-m", "seed=0,1"], None),
+        (["seed=0,1", "-m"], None),
         (["--help"], None),
         (["--version"], None),
     ],

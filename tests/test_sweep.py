@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -104,7 +105,7 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
         "python -m drift.train -m debug=smoke num_steps=2 rollout.prompts_per_step=2 "
         "eval.max_examples=10 task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
     )
-    assert line == f"drift: 2 jobs are not finished; run them: {command}"
+    assert line == f"drift: 2 jobs are not finished; run what is missing: {command}"
     job = load_json(folder / "sweep.json")["jobs"][2]
     assert job["overrides"][-2:] == ["task.files.train=data.jsonl", "seed=0"]
 
@@ -172,7 +173,7 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert statuses(tmp_path / "sweep") == ["finished", "failed"]
-    assert "drift: 1 jobs are not finished" in done.stderr
+    assert "drift: 1 job is not finished; run what is missing: " in done.stderr
     job = load_json(tmp_path / "sweep" / "1" / "job.json")
     assert job["error"] == "nothing.jsonl: no such data file"
 
@@ -287,8 +288,10 @@ def test_an_interrupted_sweep_is_taken_up_where_it_was(run: Run, tmp_path: Path)
     sweep = ("-m", *TINY, "tracking=off", "num_steps=400,2", "checkpoint.every=100", "eval.every=0")
     process = begin(tmp_path, *sweep)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
+    said, error = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    again = shlex.join(["python", "-m", "drift.train", *sweep, "hydra.sweep.dir=sweep"])
+    assert error.splitlines()[-1] == f"drift: interrupted; run what is missing: {again}"
     assert statuses(tmp_path / "sweep") == ["killed", "waiting"]
     assert "killed" in said
     changed = [word.replace("num_steps=400,2", "num_steps=3,2") for word in sweep]

@@ -108,6 +108,13 @@ def test_wilson_interval_of_known_cases() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 1.0])
+def test_a_share_is_within_its_interval(share: float) -> None:
+    for n in range(1, 3001):
+        low, high = wilson(share * n, n)
+        assert 0 <= low <= share * n / n <= high <= 1
+
+
 def test_a_store_that_was_deleted_gets_a_new_run_with_every_step(tmp_path: Path) -> None:
     first = Tracker(config(tmp_path), tmp_path)
     first.start("run", {}, {}, done_step=-1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# a slow machine fails no example, and a change fails at once or not at all
+hypothesis.settings.register_profile("drift", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("drift")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 

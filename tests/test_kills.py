@@ -1,5 +1,6 @@
 """A run that is killed again and again, and disks that are full or broken."""
 
+import contextlib
 import errno
 import os
 import random
@@ -26,7 +27,7 @@ SMALL = (
     "eval.every=4",
     "checkpoint.every=1",
 )
-NUM_KILLS, NUM_WRITING, NUM_STEPS = 20, 3, 24
+NUM_KILLS, NUM_WRITING, NUM_STEPS = 20, 3, 60
 GATHER = (
     "cluster.num_processes=2",
     "cluster.zero_stage=3",
@@ -54,21 +55,34 @@ def comparable(run: Path) -> list[dict[str, object]]:
     ]
 
 
-def is_writing(run: Path) -> bool:
-    return any((run / "checkpoints").glob(".writing-*/*"))
+def writing(run: Path) -> set[tuple[Path, int]]:
+    """The files of checkpoints that are not whole, each with its time."""
+    found: set[tuple[Path, int]] = set()
+    with contextlib.suppress(FileNotFoundError):  # it becomes whole while we look
+        for path in (run / "checkpoints").glob(".writing-*/*"):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
+def num_lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 def kill_somewhere(
-    process: subprocess.Popen[bytes], run: Path, luck: random.Random, writing: bool
+    process: subprocess.Popen[bytes], run: Path, luck: random.Random, in_write: bool
 ) -> str:
     """Kill while a checkpoint is written, or at a random moment; says which it was."""
-    if writing:
+    left, lines = writing(run), num_lines(run)  # by the kills before
+    if in_write:
         while process.poll() is None:
-            if is_writing(run):
+            if writing(run) - left:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                return "writing" if is_writing(run) else "between"
-    time.sleep(luck.uniform(1.0, 12.0))
+                return "writing" if writing(run) - left else "between"
+    end, most = time.monotonic() + luck.uniform(1.0, 12.0), luck.randint(1, 4)
+    while time.monotonic() < end and process.poll() is None and num_lines(run) < lines + most:
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return "between"
@@ -80,8 +94,8 @@ def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
     moments: list[str] = []
     # a checkpoint is written in 30 ms, which is often over before the signal comes
     while len(moments) < NUM_KILLS or moments.count("writing") < NUM_WRITING:
-        writing = luck.random() < 0.5 or len(moments) >= NUM_KILLS
-        moments.append(kill_somewhere(start(tmp_path), run, luck, writing))
+        in_write = luck.random() < 0.5 or len(moments) >= NUM_KILLS
+        moments.append(kill_somewhere(start(tmp_path), run, luck, in_write))
         assert len(moments) < 2 * NUM_KILLS
         for path in (run / "checkpoints").glob("step_*"):
             check(path)  # whole, or not there

@@ -137,7 +137,8 @@ def steps(folder: Path) -> list[int]:
 
 def steps_through(slurm: Slurm, step: int) -> Path:
     """The folder of job 0, once it has logged a step."""
-    wait_for(f"step {step}", lambda: any(step in steps(folder) for folder in slurm.runs()[:1]))
+    wait_for(f"step {step}", lambda: any(step in steps(folder) for folder in slurm.runs()[:1]),
+             timeout_s=300)  # fmt: skip
     return slurm.runs()[0]
 
 

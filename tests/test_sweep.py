@@ -270,7 +270,7 @@ def test_a_job_that_is_killed_elsewhere_is_told_in_one_line(tmp_path: Path) -> N
         "num_steps=4000,2", "checkpoint.every=1000", "eval.every=0",
     )  # fmt: skip
     os.kill(job_process(tmp_path / "sweep" / "0" / ".lock"), signal.SIGKILL)
-    said, error = process.communicate(timeout=120)
+    said, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in said + error
     assert statuses(tmp_path / "sweep")[0] == "killed"

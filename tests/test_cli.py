@@ -31,6 +31,14 @@ def refused(run: Run, tmp_path: Path, *overrides: str, code: int = 1) -> str:
     return lines[0].removeprefix("drift: ")
 
 
+def refused_yaml(run: Run, folder: Path, group: str, text: str) -> str:
+    """The line that refuses an own option of a group."""
+    path = folder / "conf" / group / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return refused(run, folder, f"hydra.searchpath=[file://{folder}/conf]", f"{group}=mine")
+
+
 def test_unknown_option_names_the_near_one(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "rollout.gen_lenght=32")
     assert line.startswith(
@@ -80,10 +88,7 @@ def test_a_setting_of_a_group_without_an_option_says_to_choose_one(run: Run) -> 
 
 
 def test_a_wrong_option_inside_a_yaml_names_the_file(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "conf" / "masking"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("defaults: [randm, _self_]\n")
-    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "masking=mine")
+    line = refused_yaml(run, tmp_path, "masking", "defaults: [randm, _self_]\n")
     assert line.startswith("masking/mine.yaml: masking=randm: no such option of the group; did you")
     assert "options: all, block, " in line
 
@@ -123,18 +128,16 @@ def test_a_range_without_a_sweep_needs_the_flag(run: Run, tmp_path: Path) -> Non
 
 
 def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "conf" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# @package _global_\noptim: {learning_rate: 0.1}\n")
-    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "experiment=mine")
+    line = refused_yaml(
+        run, tmp_path, "experiment", "# @package _global_\noptim: {learning_rate: 0.1}\n"
+    )
     assert line.startswith("optim.learning_rate: no such option")
 
 
 def test_yaml_that_does_not_parse_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "conf" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# @package _global_\noptim: {lr: 0.1\nseed: 1\n")
-    line = refused(run, tmp_path, f"hydra.searchpath=[file://{tmp_path}/conf]", "experiment=mine")
+    line = refused_yaml(
+        run, tmp_path, "experiment", "# @package _global_\noptim: {lr: 0.1\nseed: 1\n"
+    )
     assert "mine.yaml:3: not YAML" in line
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# a script's background job, as CI may be, ignores ctrl-c and hands that down to what tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # a slow machine fails no example, and a change fails at once or not at all
 hypothesis.settings.register_profile("drift", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("drift")

@@ -252,8 +252,6 @@ def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a shell's background job, as CI may be, ignores ctrl-c and hands that down
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     metrics = folder / "sweep" / "0" / "metrics.jsonl"
     deadline = time.monotonic() + 300

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from drift.policy.loading import load_policy
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 NAMES = ["tiny-countdown", "tiny_dream-countdown"]
 
@@ -46,10 +46,25 @@ def test_many_bfloat16_micro_batches_add_up(stage: int, tmp_path: Path) -> None:
         assert found["clipped"] == pytest.approx(0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_rank_loads_its_part_alone(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "float16"), [(NAMES[0], 0), (NAMES[0], 1), (NAMES[1], 0)])
+def test_each_rank_loads_its_part_alone(name: str, float16: int, tmp_path: Path) -> None:
+    """In float32, also on a CPU of which DeepSpeed believes that float16 is not its own."""
     largest = max(p.numel() for p in load_policy(ROOT / "data" / name).parameters())
-    for found in by_two_ranks("zero_load.py", tmp_path, ROOT / "data" / name):
+    for found in by_two_ranks("zero_load.py", tmp_path, ROOT / "data" / name, float16):
+        assert found["dtypes"] == ["torch.float32"]
         assert found["same"]
         assert found["held"] <= 0.51 * found["total"]
         assert found["largest"] <= largest  # never the whole model, one tensor at a time
+
+
+def test_a_precision_of_deepspeeds_own_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"bf16": {"enabled": true}}')
+    done = run(
+        "train", "debug=smoke", "cluster=cpu", "cluster.deepspeed=ds.json", "tracking=off",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    for part in ("bfloat16", "model.dtype", "float32", "bf16.enabled", "cluster.deepspeed"):
+        assert part in said

@@ -1,4 +1,7 @@
-"""A rank of tests/test_zero.py: load a checkpoint under ZeRO-3, say what this rank holds."""
+"""A rank of tests/test_zero.py: load a checkpoint under ZeRO-3, say what this rank holds.
+
+The second argument is what DeepSpeed believes of this CPU: 1 if it computes in float16.
+"""
 
 import json
 import os
@@ -18,8 +21,10 @@ ZERO = {
 }
 
 
-def main(folder: str, out: Path) -> None:
+def main(folder: str, float16: str, out: Path) -> None:
     import deepspeed
+
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: bool(int(float16))
 
     deepspeed.init_distributed(dist_backend="gloo")
     largest, allocate = 0, torch.Tensor.copy_
@@ -39,7 +44,9 @@ def main(folder: str, out: Path) -> None:
         with deepspeed.zero.GatheredParameters([mine]):
             same &= torch.equal(mine, other)
     rank = int(os.environ["RANK"])
-    found = {"same": same, "held": held, "total": total, "largest": largest}
+    dtypes = sorted({str(parameter.dtype) for parameter in policy.parameters()})
+    found: dict[str, object] = {"dtypes": dtypes, "same": same, "held": held, "total": total}
+    found["largest"] = largest
     (out / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -47,4 +54,4 @@ def main(folder: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -143,12 +143,24 @@ def special_ids(
 
 
 def build(config: BackboneConfig, dtype: torch.dtype, device: Any, zero: ZeroConfig) -> Backbone:
-    """A backbone without weights: whole, or under ZeRO-3 only this rank's part of each tensor."""
+    """A backbone without weights: whole, or under ZeRO-3 only this rank's part of each tensor.
+
+    Raises:
+        ConfigError: DeepSpeed's configuration asks for another precision than `dtype`.
+    """
     if zero is not None:
         import deepspeed
 
-        with deepspeed.zero.Init(config_dict_or_path=zero, dtype=dtype):
-            return Backbone(config)
+        # without its argument `dtype`, which is overruled on a CPU without float16 arithmetic
+        with deepspeed.zero.Init(config_dict_or_path=zero):
+            backbone = Backbone(config)
+        for name, parameter in backbone.named_parameters():
+            if parameter.dtype != dtype:
+                raise ConfigError(
+                    f"ZeRO-3 holds {name} in {parameter.dtype}, model.dtype asks for {dtype}; "
+                    "make bf16.enabled and fp16.enabled of cluster.deepspeed agree with model.dtype"
+                )
+        return backbone
     with torch.device("meta"):
         backbone = Backbone(config)
     backbone = backbone.to(dtype).to_empty(device=device)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from drift.common.types import Advantages
 from drift.config import AdvantageEstimator
-from drift.types import Advantages
 
 MIN_STD = 1e-2  # bounds the scale where a group's rewards are nearly equal
 SAME_REWARD = 1e-6

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drift.common.errors import RolloutError
 from drift.config import CacheMode, RolloutConfig
-from drift.errors import RolloutError
 from drift.policy.backbone import Cache, unless_full
 from drift.policy.base import Policy
 

@@ -19,19 +19,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drift import rng
+from drift.common import rng
+from drift.common.errors import CheckpointError, ConfigError, DataError
+from drift.common.files import flush, lock, write_json
+from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
 from drift.engine import Engine
-from drift.errors import CheckpointError, ConfigError, DataError
 from drift.evaluation import Completion, Problems, complete
-from drift.files import flush, lock, write_json
 from drift.manifest import data_digest, installed
 from drift.policy.base import Policy
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
 from drift.tasks import Task
 from drift.traces import pick_rows
-from drift.types import Example, Rollout
 from drift.viewer import NUM_ALTERNATIVES, TraceRow, View, trace_rows
 
 # settings without influence on a completion or its grade

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drift import live, zero
+from drift import zero
+from drift.common import terminal
+from drift.common.errors import CheckpointError
+from drift.common.files import file_digest, flush, out_of_the_way, publish, write_json
 from drift.engine import Engine
-from drift.errors import CheckpointError
-from drift.files import file_digest, flush, out_of_the_way, publish, write_json
 from drift.policy import lora
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import read_json, save_policy, stored_weights
@@ -173,7 +174,7 @@ def flushed_digests(beside: Path, engine: Engine) -> dict[str, Any]:
     for name in files_in(beside)[engine.rank :: engine.num_ranks]:
         flush(beside / name)
         digests[name] = file_digest(beside / name)
-        live.beat()
+        terminal.beat()
     return digests
 
 
@@ -202,7 +203,7 @@ def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
     rank, num_ranks = (engine.rank, engine.num_ranks) if engine else (0, 1)
     mine = sorted(files)[rank::num_ranks]
     damaged: list[str] = []
-    with live.bar("checking files", len(mine)) as bar:
+    with terminal.bar("checking files", len(mine)) as bar:
         for name in mine:
             if not (folder / name).is_file() or file_digest(folder / name) != files[name]:
                 damaged.append(name)

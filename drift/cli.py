@@ -32,8 +32,8 @@ from omegaconf.errors import (
 )
 
 from drift import help, ranks, sweep
+from drift.common.errors import ConfigError, DriftError
 from drift.config import GROUPS, BaseConfig, register
-from drift.errors import ConfigError, DriftError
 from drift.submission import lost_job
 
 PACKAGE = Path(__file__).resolve().parent

@@ -12,12 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from drift import live
 from drift.cli import run_command
+from drift.common import terminal
+from drift.common.errors import ConfigError
+from drift.common.files import write_json
 from drift.config import CompareConfig, MlflowConfig
 from drift.differences import differing, unnamed
-from drift.errors import ConfigError
-from drift.files import write_json
 from drift.runs import (
     FIGURES,
     REPORT_TAG,
@@ -173,7 +173,7 @@ def show(comparison: Comparison) -> None:
         table.add_column(name, justify="left" if number < fixed else "right")
     for group in comparison.groups:
         table.add_row(*comparison.row(group))
-    console = live.console(200)
+    console = terminal.console(200)
     console.print(table)
     for run in comparison.runs:
         if run.status != "finished":

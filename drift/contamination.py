@@ -22,10 +22,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from drift.common.errors import DataError
+from drift.common.types import Example
 from drift.config import FilesConfig, Split
-from drift.errors import DataError
 from drift.tasks import Task
-from drift.types import Example
 
 NUM_WORDS = 13
 MAX_TEXTS = 10

@@ -14,13 +14,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from drift import rng
 from drift.advantage import SAME_REWARD, spread
+from drift.common import rng
+from drift.common.errors import CheckpointError
+from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import InformativeConfig, RunConfig
 from drift.engine import Engine
-from drift.errors import CheckpointError
 from drift.evaluation import Problems
-from drift.types import PromptBatch, Rollout, Trace
 
 PRIOR = 0.5  # right and wrong completions that every prompt begins with: Jeffreys' prior of a share
 log = logging.getLogger("drift")

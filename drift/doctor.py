@@ -5,8 +5,8 @@ import sys
 from rich.table import Table
 from rich.text import Text
 
-from drift import live
 from drift.cli import run_command
+from drift.common import terminal
 from drift.config import DoctorConfig
 
 NUM_EXAMPLES = 8
@@ -57,7 +57,7 @@ def run(config: DoctorConfig) -> None:
     for finding in findings:
         verdict = Text("ok", "green") if finding.healthy else Text("FAILED", "red")
         table.add_row(finding.name, finding.text, verdict)
-    live.console().print(table)
+    terminal.console().print(table)
     if not all(finding.healthy for finding in findings):
         sys.exit(1)
 

@@ -21,9 +21,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from drift import live, ranks, zero
+from drift import ranks, zero
+from drift.common import terminal
+from drift.common.errors import ConfigError, TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
-from drift.errors import ConfigError, TrainingError
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import Partition
 from drift.watchdog import Watchdog
@@ -246,7 +247,7 @@ class Engine:
 
         Every rank calls, with the same names in the same order.
         """
-        live.beat()
+        terminal.beat()
         parameter = self.trained[name]
         if self.stage:
             return zero.full(parameter, key)
@@ -258,7 +259,7 @@ class Engine:
     @torch.no_grad()
     def put(self, name: str, key: str, value: Tensor) -> None:
         """Overwrite what `full` gives; each rank keeps its part."""
-        live.beat()
+        terminal.beat()
         parameter, value = self.trained[name], value.to(self.device)
         if self.stage:
             zero.put(parameter, key, value, self.stage)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift import rng
 from drift.advantage import estimate
+from drift.common import rng
+from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.config import Level, MaskingConfig, Normalization, ObjectiveConfig
 from drift.masking import build_views
 from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
 from drift.row_objective import ScoredRows, row_gradient
 from drift.toy import sampled
 from drift.truth import Lookup, Truth, as_rollout, look_up
-from drift.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.update import restrict, settle_scored
 
 PAIR = 2  # draws that give one estimate of the variance over masks

@@ -13,18 +13,18 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from drift import live
 from drift.cli import run_command
+from drift.common import terminal
+from drift.common.errors import CheckpointError
 from drift.config import EvalRunConfig
-from drift.errors import CheckpointError
 from drift.launch import in_ranks
 
 if TYPE_CHECKING:
     from drift.cells import Cell
+    from drift.common.types import Example
     from drift.engine import Engine
     from drift.grid import Group
     from drift.tasks import Task
-    from drift.types import Example
 
 WIDTH = 120  # of the tables where there is no terminal
 log = logging.getLogger("drift")
@@ -33,8 +33,8 @@ log = logging.getLogger("drift")
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
     from drift.cells import Cell, Progress, checkpoint_folder, position_in, protocol, protocol_name
+    from drift.common.files import write_json
     from drift.engine import Engine
-    from drift.files import write_json
     from drift.grid import CELLS, PROTOCOL, group_of
     from drift.policy.loading import find_checkpoint, policy_folder
     from drift.tasks import build_task
@@ -159,7 +159,7 @@ def show(results: Path, group: "Group") -> None:
     """The command's own cells on the terminal, and where the rest is."""
     from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
 
-    console = live.console(WIDTH)
+    console = terminal.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]
     short = dict(zip(names, short_names(names), strict=True))
     head = header(group.protocol["samples"], every_k=False)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from drift import live, rng
+from drift.common import rng, terminal
+from drift.common.stats import Accuracy
+from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
 from drift.decoding import decode
 from drift.engine import Engine
 from drift.policy.base import Policy
 from drift.prompts import encode_all
 from drift.rollout import texts_of
-from drift.stats import Accuracy
 from drift.tasks import Task
-from drift.types import Example, PromptBatch, Rollout, Trace
 
 log = logging.getLogger("drift")
 
@@ -132,7 +132,7 @@ def complete(
     )
     rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
-    with engine.autocast(), live.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
+    with engine.autocast(), terminal.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
         trace = decode_unless(leave, bar, policy, prompts.ids, rows_B, rollout, key)
     if trace is None:
         policy.settle()  # until the other ranks have left, or are done
@@ -157,7 +157,9 @@ def complete(
     )
 
 
-def decode_unless(leave: Callable[[], bool] | None, bar: live.Bar, *arguments: Any) -> Trace | None:
+def decode_unless(
+    leave: Callable[[], bool] | None, bar: terminal.Bar, *arguments: Any
+) -> Trace | None:
     """`decode(*arguments)` with a bar; None if it was left."""
 
     def count(done: float) -> None:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from drift.cli import run_command
+from drift.common.errors import ConfigError
 from drift.config import ExportConfig
-from drift.errors import ConfigError
 
 SIZE = re.compile(r"[1-9]\d*[KMGT]B")
 LEAST_KEPT = 0.9  # of an adapter's update, without a warning

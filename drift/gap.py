@@ -10,13 +10,13 @@ import logging
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config import RunConfig
 from drift.engine import Engine
 from drift.likelihood import micro_batches, pad_batches, token_logps
 from drift.objective import k3
 from drift.policy.base import Policy
-from drift.types import MaskedViews, Rollout, TokenLogps
 
 MAX_ROWS = 64  # rows measured at each step on one rank
 WARN_KL = 0.02  # nats a token: beyond it, clipped ratios of 0.2 no longer mean much

@@ -18,12 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from drift.cli import run_command
+from drift.common.errors import ConfigError, DataError
 from drift.config import GenerateConfig
-from drift.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from drift.common.types import Rollout, Trace
     from drift.policy.base import Policy
-    from drift.types import Rollout, Trace
 
 LITERAL = ("prompt", "input", "trace")  # settings whose value is taken as it was typed
 HOW = 'set prompt="..." or input=FILE, or pipe prompts in, one a line'

@@ -7,8 +7,10 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drift import rng
 from drift.cli import explain
+from drift.common import rng
+from drift.common.errors import ConfigError, RolloutError
+from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import (
     BaseConfig,
     ClusterConfig,
@@ -18,11 +20,9 @@ from drift.config import (
     TaskConfig,
 )
 from drift.decoding import decode
-from drift.errors import ConfigError, RolloutError
 from drift.policy.base import Policy
 from drift.prompts import encode_text, render
 from drift.rollout import texts_of
-from drift.types import Example, PromptBatch, Rollout, Trace
 from drift.validate import validate
 
 DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}

@@ -14,11 +14,11 @@ from statistics import fmean
 from typing import Any
 
 from drift.cells import CELL, Cell, Progress, digest
+from drift.common.files import locked, write_json
+from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
 from drift.evaluation import Completion
-from drift.files import locked, write_json
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
-from drift.stats import bootstrap, mcnemar, pass_at_k, wilson
 from drift.viewer import write_trace
 
 CELLS = "cells"

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift import live, rng
 from drift.cli import run_command
+from drift.common import rng, terminal
+from drift.common.errors import ConfigError
+from drift.common.files import write_json
 from drift.config import (
     AdvantageEstimator,
     AllConfig,
@@ -39,8 +41,6 @@ from drift.config import (
     Times,
     TraceConfig,
 )
-from drift.errors import ConfigError
-from drift.files import write_json
 from drift.validate_learning import masking_problems, objective_problems
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def run(config: LabConfig) -> None:
     check(config)
     folder = Path(config.output_dir)
     found: list[dict[str, Any]] = []
-    with live.bar("estimates", config.toys * num_estimates(config)) as bar:
+    with terminal.bar("estimates", config.toys * num_estimates(config)) as bar:
         for number in range(config.toys):
             found.append(measure_toy(config, number, bar.advance))
             log.info("network %d of %d is measured", number + 1, config.toys)

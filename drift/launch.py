@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from drift import ranks
 from drift.cluster_config import ClusterConfig
-from drift.errors import DriftError, PreemptedError, RankError
+from drift.common.errors import DriftError, PreemptedError, RankError
 from drift.preemption import Notice, patience_s
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead

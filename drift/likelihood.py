@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drift import live
+from drift.common import terminal
+from drift.common.types import Rollout, TokenLogps
 from drift.policy.base import SpecialIds
-from drift.types import Rollout, TokenLogps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ def score(
         batch: what to score.
         temperature: the sampler's, so that the learner speaks of the sampler's distribution.
     """
-    live.beat()
+    terminal.beat()
     return model(
         batch.ids_MS, batch.length_M, batch.row_N, batch.position_N, batch.target_N, temperature
     )

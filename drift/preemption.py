@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 from drift.cluster_config import ClusterConfig, SlurmConfig
-from drift.errors import PreemptedError
+from drift.common.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job

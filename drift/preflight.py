@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drift import sweep
 from drift.cli import explain, typed
-from drift.errors import ConfigError
+from drift.common.errors import ConfigError
 from drift.submission import difference, refusal
 from drift.validate import validate
 

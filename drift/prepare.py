@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from drift import __version__
 from drift.cli import run_command
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import file_digest, flush, publish, write_json
 from drift.config import Split
 from drift.data_config import Dataset, OnError, PrepareConfig
-from drift.errors import ConfigError, DataError
-from drift.files import file_digest, flush, publish, write_json
 
 if TYPE_CHECKING:
     from drift.contamination import Problem

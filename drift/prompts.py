@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from drift import live
+from drift.common import terminal
+from drift.common.errors import CheckpointError, RolloutError
+from drift.common.types import Example
 from drift.config import LongPrompts, TaskConfig
-from drift.errors import CheckpointError, RolloutError
 from drift.policy.base import Policy
-from drift.types import Example
 
 
 def render(policy: Policy, task: TaskConfig, example: Example) -> str:
@@ -64,7 +64,7 @@ def encode_all(
     limit = policy.backbone.config.max_positions - gen_length
     kept: list[Example] = []
     kept_ids: list[list[int]] = []
-    with live.bar("encoding prompts", len(examples)) as bar:
+    with terminal.bar("encoding prompts", len(examples)) as bar:
         for example in examples:
             ids = encode(policy, task, example)
             if len(ids) <= limit:

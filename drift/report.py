@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drift import live
+from drift.common import terminal
+from drift.common.files import write_json
+from drift.common.types import Advantages, Rollout
 from drift.config import AdvantageEstimator, RunConfig
 from drift.engine import Engine
 from drift.evaluation import EvalResult
-from drift.files import write_json
 from drift.policy.loading import read_json
 from drift.tracking import PHASES, TRAINING, Tracker
-from drift.types import Advantages, Rollout
 from drift.viewer import TraceRow, write_trace
 
 LEARNED = 3  # problems shown at the end
@@ -127,16 +127,16 @@ class Report:
         self.tracker = tracker
         self.folder = Path(config.output_dir)
         self.checkpoint: str | None = None
-        self._view: live.RunView | None = None
+        self._view: terminal.RunView | None = None
         self._silent_steps = 0
 
     @contextmanager
     def progress_bar(self, done: int, total: int) -> Iterator[None]:
         """Steps, rewards and times of the run at the bottom of a terminal, while the block runs."""
-        self._view = live.RunView(total, PHASES, done)
+        self._view = terminal.RunView(total, PHASES, done)
         for line in self.tracker.metrics.lines():  # of a run that goes on
             self._view.add(line)
-        with live.show(self._view, stays=True):
+        with terminal.show(self._view, stays=True):
             yield
         self._view = None
 
@@ -169,7 +169,7 @@ class Report:
         if self._view is not None:
             self._view.add(metrics | extra)
             self._view.steps.move(step)
-        shown = live.ON_VIEW if accuracy is None else None
+        shown = terminal.ON_VIEW if accuracy is None else None
         log.info("step %d/%d  %s", step, self.config.num_steps, text, extra=shown)
 
     def warn_of_silence(self, step: int, metrics: dict[str, float]) -> None:

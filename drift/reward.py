@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from drift.common.types import Example, Score
 from drift.config import Truncated
 from drift.tasks import Task
-from drift.types import Example, Score
 
 
 def grade(

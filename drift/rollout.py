@@ -4,13 +4,13 @@ import time
 
 import torch
 
-from drift import live
+from drift.common import terminal
+from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import RolloutConfig
 from drift.decoding import decode
 from drift.policy.base import Policy
 from drift.reward import grade
 from drift.tasks import Task
-from drift.types import PromptBatch, Rollout, Trace
 
 
 def texts_of(policy: Policy, trace: Trace) -> list[str]:
@@ -49,7 +49,7 @@ def collect(
     first_row = prompts.first_prompt * config.group_size
     rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
     repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
-    with live.bar("rollout rows", len(repeated)) as bar:
+    with terminal.bar("rollout rows", len(repeated)) as bar:
         trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
     texts = texts_of(policy, trace)
     started = time.perf_counter()

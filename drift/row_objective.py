@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drift.common.types import LossOutput
 from drift.config import Level, ObjectiveConfig, PolicyLoss
 from drift.objective import KL_ESTIMATORS, TOKEN_LOSSES, Weights
-from drift.types import LossOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

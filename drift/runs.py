@@ -7,11 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from drift.common.errors import ConfigError
+from drift.common.files import load_json
+from drift.common.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.config import MlflowConfig
 from drift.differences import comparable, telling, tested_on
-from drift.errors import ConfigError
-from drift.files import load_json
-from drift.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.stores import STEP, TIME, Line, find_experiment
 from drift.sweep import SWEEP, by_key, refresh
 from drift.tracking import CARD, PHASES, TRAINING, MetricsFile, read_card

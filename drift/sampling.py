@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drift.common.errors import RolloutError
 from drift.config import Confidence, EndSuppression, RolloutConfig
-from drift.errors import RolloutError
 from drift.policy.base import Policy
 
 CHUNK = 256  # words summed together in `invert`

@@ -2,9 +2,9 @@
 
 Each input record has the data fields of the task and `completion`. Each output line, in the same
 order: `line` (of the record in the input), its `id` and `task_id` if it has them, and the fields of
-`drift.types.Score`; an output that ends in .gz is packed. With data.on_error=skip a bad record has
-the verdict `bad_record`, reward 0 and a `reason`; it counts in none of the summary's figures but
-its own.
+a `Score` (drift/common/types.py); an output that ends in .gz is packed. With data.on_error=skip a
+bad record has the verdict `bad_record`, reward 0 and a `reason`; it counts in none of the summary's
+figures but its own.
 """
 
 import json
@@ -16,15 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from drift import live
 from drift.cli import run_command
+from drift.common import terminal
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import file_digest, flush, write_json
 from drift.config import ScoreConfig
-from drift.errors import ConfigError, DataError
-from drift.files import file_digest, flush, write_json
 
 if TYPE_CHECKING:
+    from drift.common.types import Score
     from drift.tasks.records import Record
-    from drift.types import Score
 
 log = logging.getLogger("drift")
 NAMES = ("id", "task_id")  # fields of the input that are told again
@@ -34,7 +34,7 @@ SHOWN = 20  # bad records named in the log; the output has every one
 
 def output_line(record: "Record", result: "Score | DataError") -> dict[str, Any]:
     """What is written of one record."""
-    from drift.types import Score
+    from drift.common.types import Score
 
     named = {} if isinstance(record.value, DataError) else record.value
     line = {"line": record.line, **{name: named[name] for name in NAMES if name in named}}
@@ -61,7 +61,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Accuracy with its Wilson interval, the mean of each reward, counts of verdicts."""
-        from drift.stats import Accuracy
+        from drift.common.stats import Accuracy
 
         verdicts = dict(self.verdicts.most_common())
         bad = verdicts.pop(BAD, 0)
@@ -90,8 +90,8 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 def run(config: ScoreConfig) -> None:
     """Grade the input line by line; write the grades, then their summary beside them."""
+    from drift.common.stats import Accuracy
     from drift.scoring import graded
-    from drift.stats import Accuracy
     from drift.tasks import build_task
     from drift.tasks.records import read_records
 
@@ -102,8 +102,8 @@ def run(config: ScoreConfig) -> None:
         raise ConfigError(f"output={target} is no file; name the file to write")
     task = build_task(config.task, config.data.on_error)
     summary = Summary()
-    total = sum(1 for _ in read_records(source)) if live.on_terminal() else 0
-    with whole_file(target) as file, live.bar("grading records", total) as bar:
+    total = sum(1 for _ in read_records(source)) if terminal.on_terminal() else 0
+    with whole_file(target) as file, terminal.bar("grading records", total) as bar:
         for record, result in graded(task, read_records(source), config.data.on_error):
             line = output_line(record, result)
             summary.add(line)

@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from drift.cli import CONF, explain, typed
+from drift.common.errors import ConfigError, DataError
+from drift.common.types import Example, Score
 from drift.config import ScoreConfig, register
 from drift.data_config import OnError
-from drift.errors import ConfigError, DataError
 from drift.reward import grade
 from drift.tasks import Task, build_task
 from drift.tasks.records import Record
-from drift.types import Example, Score
 from drift.validate import validate
 
 CHUNK = 1024  # completions handed to the grader at once

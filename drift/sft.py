@@ -15,15 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drift import live, ranks, rng
+from drift import ranks
 from drift.checkpointing import make_room, together
 from drift.cli import run_command
+from drift.common import rng, terminal
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import flush, give_back, publish
+from drift.common.types import Example
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
 from drift.engine import Engine
-from drift.errors import ConfigError, DataError
 from drift.evaluation import Problems, evaluate, load_problems
-from drift.files import flush, give_back, publish
 from drift.manifest import data_digests, write_origin
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
@@ -32,7 +34,6 @@ from drift.stores import STEP, TIME
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
 from drift.tracking import MetricsFile
-from drift.types import Example
 from drift.validate_learning import idle_settings
 
 MIN_T = 0.03  # bounds the weight 1/t
@@ -132,7 +133,7 @@ def fit(
     file.keep_through(-1)  # of a run that ended before it saved
     greedy = replace(config.rollout, temperature=0.0)
     started, loss = time.perf_counter(), 0.0
-    with live.bar("fine-tuning steps", last) as bar:
+    with terminal.bar("fine-tuning steps", last) as bar:
         for step in range(1, last + 1):
             loss += sft_step(engine, policy, data, step - 1, config) / config.sft.log_every
             metrics: dict[str, float] = {}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift.common.errors import ConfigError, DataError
 from drift.config import Split
 from drift.contamination import Problem, plain
 from drift.data_config import Dataset
-from drift.errors import ConfigError, DataError
 from drift.tasks.code_sources import SHOWN_TESTS, humaneval_record, mbpp_record
 from drift.tasks.extract import last_boxed
 from drift.tasks.records import BROKEN_GZ, Record, integer, open_data, read_records, string

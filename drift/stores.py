@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from drift.common.errors import ConfigError
+from drift.common.files import locked, write_text
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig, WandbMode
-from drift.errors import ConfigError
-from drift.files import locked, write_text
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
 SQLITE, HTTP = "sqlite:///", ("http://", "https://")

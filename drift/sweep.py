@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
 
-from drift import live, ranks
+from drift import ranks
+from drift.common import terminal
+from drift.common.errors import ConfigError, PreemptedError
+from drift.common.files import is_locked, load_json, locked, write_json
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
-from drift.errors import ConfigError, PreemptedError
-from drift.files import is_locked, load_json, locked, write_json
 from drift.preemption import RequeuedExit
 from drift.stores import open_experiment
 from drift.tracking import JOB, MetricsFile, is_running
@@ -269,7 +270,7 @@ def what_is_left(sweep: Path) -> str:
     if not took:
         return f"{len(waiting)} more wait"
     rounds = (len(waiting) + len(running)) / max(1, len(running))
-    return f"{len(waiting)} more wait, {live.in_words(rounds * sum(took) / len(took))}"
+    return f"{len(waiting)} more wait, {terminal.in_words(rounds * sum(took) / len(took))}"
 
 
 def failure(error: BaseException, explain: Callable[[BaseException], str | None]) -> str | None:
@@ -302,7 +303,7 @@ def tell(sweep: Path) -> int:
     """
     content = refresh(sweep)
     jobs = content["jobs"]
-    console = live.console(120)
+    console = terminal.console(120)
     console.print(table(content, str(sweep)))
     for job in jobs:
         if job.get("error"):

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import Trace
 from drift.config import Confidence, RolloutConfig, ToyConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.llada import LLADA
 from drift.remasking import RULES
 from drift.sampling import CONFIDENCES
-from drift.types import Trace
 
 STOP, MASK, FIRST = 0, 1, 2  # token ids: the stop token is a word, too
 

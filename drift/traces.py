@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout
 from drift.likelihood import micro_batches, token_logps
 from drift.policy.base import Policy
-from drift.types import Advantages, MaskedViews, PromptBatch, Rollout
 from drift.update import restrict, settle_scored
 from drift.viewer import NUM_ALTERNATIVES, TraceRow, trace_rows
 

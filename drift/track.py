@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from drift.cli import run_command
+from drift.common.errors import ConfigError
 from drift.config import TrackConfig
-from drift.errors import ConfigError
 
 log = logging.getLogger("drift")
 

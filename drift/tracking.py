@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import is_locked, load_json, write_json
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
-from drift.errors import ConfigError, DataError
-from drift.files import is_locked, load_json, write_json
 from drift.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
+from drift.common.errors import CheckpointError, ConfigError, PreemptedError
+from drift.common.files import load_json, lock
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.differences import BOOKKEEPING
-from drift.errors import CheckpointError, ConfigError, PreemptedError
-from drift.files import load_json, lock
 from drift.launch import in_ranks
 from drift.preemption import RequeuedExit
 from drift.validate_learning import idle_settings

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from drift import checkpointing, rng
+from drift import checkpointing
 from drift.advantage import estimate
+from drift.common import rng
+from drift.common.errors import CheckpointError, ConfigError
+from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
 from drift.engine import Engine
-from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
@@ -28,7 +30,6 @@ from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
 from drift.traces import training_rows
-from drift.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.update import update
 
 log = logging.getLogger("drift")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
 from drift.config import RolloutConfig
 from drift.masking import prompt_masks
 from drift.policy.base import Policy
 from drift.toy import Space, Trajectories, enumerate_trajectories, gradients, reward, table
-from drift.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
 from drift.engine import Engine
 from drift.gap import importance_weights
@@ -15,7 +16,6 @@ from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, 
 from drift.policy.base import Policy
 from drift.policy.lora import adapter_off
 from drift.row_objective import ScoredRows, row_gradient, surrogate
-from drift.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 from drift.value import (
     ValueTargets,
     moments,

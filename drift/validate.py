@@ -5,6 +5,7 @@ from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
+from drift.common.errors import ConfigError
 from drift.config import (
     AttentionBackend,
     BaseConfig,
@@ -28,7 +29,6 @@ from drift.config import (
     TaskConfig,
     Truncated,
 )
-from drift.errors import ConfigError
 from drift.validate_learning import curriculum_problems, masking_problems, objective_problems
 
 MIN_MEMORY_MB = 128

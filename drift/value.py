@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drift.common.types import LossOutput
 from drift.config import ValueConfig
-from drift.types import LossOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drift.common.types import Advantages, MaskedViews, Rollout
 from drift.likelihood import assemble
 from drift.policy.base import Policy
-from drift.types import Advantages, MaskedViews, Rollout
 
 HERE = Path(__file__).parent
 NUM_ALTERNATIVES = 6  # words of each token on a page

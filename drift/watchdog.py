@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from drift import live
+from drift.common import terminal
 
 STUCK = "drift/stuck"  # the key by which one rank tells the others
 LAST_WORDS_S = 5.0  # for a rank to go on after all, then for all ranks to write their stacks
@@ -21,8 +21,8 @@ LOOK_EVERY_S = 1.0
 class Watchdog:
     """Ends the process when nothing is done for `timeout_s`, or launch.py that started it is gone.
 
-    Done is what calls `live.beat`: a phase that begins or ends, a bar that moves (rows are decoded
-    or graded, tensors loaded), a forward of the learner, a file or a tensor of a checkpoint.
+    Done is what calls `terminal.beat`: a phase that begins or ends, a bar that moves (rows are
+    decoded or graded, tensors loaded), a forward of the learner, a file or tensor of a checkpoint.
     """
 
     def __init__(self, timeout_s: float, rank: int):
@@ -39,7 +39,7 @@ class Watchdog:
             # a connection of its own: the main thread may hold the other one while it waits
             store: Any = dist.distributed_c10d._get_default_store()  # its stubs lack `clone`
             self._store = store.clone()
-        live.beat()
+        terminal.beat()
         self._thread.start()
 
     def stop(self) -> None:
@@ -50,18 +50,18 @@ class Watchdog:
     def enter(self, place: str) -> None:
         """Something begins: `step 3, phase update`."""
         self.place = place
-        live.beat()
+        terminal.beat()
 
     def _watch(self) -> None:
         while not self._stopped.wait(LOOK_EVERY_S):
             if self._parent is not None and os.getppid() != self._parent.pid:
                 self._say("the process that started it is gone; it ends in")
                 os._exit(1)
-            last = live.alive_at
+            last = terminal.alive_at
             still = time.monotonic() - last
             if still > self.timeout_s:
                 self._say(f"nothing has happened for {still:.0f} s (cluster.timeout_s) in", True)
-                if self._stopped.wait(LAST_WORDS_S) or live.alive_at != last:
+                if self._stopped.wait(LAST_WORDS_S) or terminal.alive_at != last:
                     self._say("it goes on after all in")
                     continue
                 with suppress(Exception):  # as below

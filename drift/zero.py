@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drift.cluster_config import ClusterConfig
-from drift.errors import ConfigError
+from drift.common.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's state
 WEIGHT = "weight"

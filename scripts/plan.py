@@ -22,8 +22,8 @@ from shapes import HUB, SHAPES
 
 from drift import cost, memory
 from drift.cli import CONF, USER_ERRORS, explain, typed
+from drift.common.errors import ConfigError
 from drift.config import ModelConfig, RunConfig, register
-from drift.errors import ConfigError
 from drift.memory import GIB, Sizes, Terms
 from drift.policy.backbone import BackboneConfig
 from drift.policy.loading import FAMILIES, find_checkpoint, read_json

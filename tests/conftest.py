@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
 from drift.config import (
     FamilyName,
     MaskingConfig,
@@ -25,7 +26,6 @@ from drift.config import (
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
-from drift.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

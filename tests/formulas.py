@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drift.common.types import MaskedViews, Trace
 from drift.config import RunConfig
-from drift.types import MaskedViews, Trace
 
 GROUP, CANVAS = 4, 6
 

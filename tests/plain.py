@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
 from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
 from drift.policy.base import Policy
 from tests.oracles import rms_norm, rope, swiglu

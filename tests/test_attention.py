@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from drift.common.errors import ConfigError
 from drift.config import AttentionBackend, Dtype, LoraConfig, ModelConfig
-from drift.errors import ConfigError
 from drift.policy import lora
 from drift.policy.backbone import Cache
 from drift.policy.base import Policy

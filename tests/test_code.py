@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from drift.common.errors import DataError
 from drift.config import CodeConfig, FilesConfig, OneLineCodeConfig, Split
-from drift.errors import DataError
 from drift.tasks import Task, build_task
 from drift.tasks.base import GeneratedTask
 from drift.tasks.code_sources import humaneval_record, mbpp_record

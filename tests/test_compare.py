@@ -11,11 +11,11 @@ from hypothesis import given, strategies as st
 from matplotlib.figure import Figure
 
 from drift.charts import accuracy_over_nfe, looks, smooth
+from drift.common.errors import ConfigError
+from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.compare import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
-from drift.errors import ConfigError
 from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon
-from drift.stats import mean_height, pareto_front, t_interval, wilson
 from drift.stores import comparison_address, open_experiment
 from drift.tracking import Tracker
 from tests.conftest import Run

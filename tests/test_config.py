@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from drift.cli import CONF, typed
+from drift.common.errors import ConfigError
 from drift.config import (
     GROUPS,
     CheckpointConfig,
@@ -26,7 +27,6 @@ from drift.config import (
     register,
 )
 from drift.data_config import TrainDataConfig
-from drift.errors import ConfigError
 from drift.validate import RANGES, validate
 from tests.conftest import ROOT
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+from drift.common.errors import DataError
 from drift.config import FilesConfig, Split, TaskConfig
 from drift.contamination import Problem, check_overlap, matches, plain, word_runs
-from drift.errors import DataError
 from drift.tasks import Task
 from drift.tasks.base import own_words
 from tests.conftest import Run

@@ -12,14 +12,14 @@ from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 from scipy.stats import chisquare
 
-from drift import rng
 from drift.cli import CONF, typed
+from drift.common import rng
+from drift.common.errors import CheckpointError
+from drift.common.types import Example, PromptBatch, Rollout, Score
 from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split, register
 from drift.curriculum import Curriculum, PassRates
 from drift.engine import Engine
-from drift.errors import CheckpointError
 from drift.evaluation import Problems
-from drift.types import Example, PromptBatch, Rollout, Score
 from tests.conftest import Run, make_rollout, make_trace, read_lines
 from tests.test_ranks import TWO, differences
 from tests.test_train import ELSEWHERE, start, steady, wait_for_lines

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.errors import RolloutError
+from drift.common.types import Trace
 from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
 from drift.decoding import decode
-from drift.errors import RolloutError
 from drift.policy.base import Policy
 from drift.remasking import factor, static, threshold
 from drift.sampling import invert
-from drift.types import Trace
 from tests.conftest import bools, make_policy, rollout_config
 from tests.plain import plain_decode
 

@@ -126,13 +126,18 @@ def test_a_wrong_link_or_anchor_stops_the_build(wrong: str, tmp_path: Path) -> N
 
 
 def test_links_out_of_docs_become_pages_or_words() -> None:
-    text = "[a](../data/README.md#x) [drift/types.py](../drift/types.py) [b](../nothing.md)"
+    text = "[a](../data/README.md#x) [drift/common/rng.py](../drift/common/rng.py) [b](../nothing.md)"
     assert hooks.relink(text, "docs/lab.md", "lab.md") == (
-        "[a](data.md#x) `drift/types.py` [b](../nothing.md)"
+        "[a](data.md#x) `drift/common/rng.py` [b](../nothing.md)"
     )
     assert hooks.relink("![c](docs/lab.png)", "README.md", "index.md") == "![c](lab.png)"
     assert hooks.relink("[d](../lab.md)", "docs/more/e.md", "more/e.md") == "[d](../lab.md)"
-    for kept in ("[e](https://e.org)", "[f](#f)", "`[g](../drift/types.py)`", "```\n[h](x)\n```"):
+    for kept in (
+        "[e](https://e.org)",
+        "[f](#f)",
+        "`[g](../drift/common/types.py)`",
+        "```\n[h](x)\n```",
+    ):
         assert hooks.relink(kept, "docs/lab.md", "lab.md") == kept
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from drift.checkpointing import restore, write_moments
+from drift.common.errors import TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.engine import Engine
-from drift.errors import TrainingError
 from drift.zero import MOMENTS, WEIGHT
 from tests.conftest import ROOT, make_policy
 

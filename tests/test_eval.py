@@ -16,11 +16,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from drift import live, rng
 from drift.cells import Cell, Progress, grader_code, position_in, protocol
+from drift.common import rng, terminal
+from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ClusterConfig, Dtype, Split
 from drift.engine import Engine
-from drift.errors import CheckpointError, ConfigError
 from drift.evaluation import Completion, Problems, complete
 from drift.grid import done_cells
 from drift.policy.loading import load_policy
@@ -322,9 +322,9 @@ def test_a_part_has_the_completions_of_the_whole_and_no_problems_are_none() -> N
     engine = Engine(ClusterConfig(), Dtype.float32)
     rollout = rollout_config(temperature=1.5)
     key = rng.stream(0, "eval")
-    live.alive_at = 0.0
+    terminal.alive_at = 0.0
     whole = complete(engine, policy, task, problems, rollout, key=key, samples=2)
-    assert live.alive_at > 0  # a denoising step is a sign of life
+    assert terminal.alive_at > 0  # a denoising step is a sign of life
     part = complete(
         engine, policy, task, problems.part(1, 3), rollout, key=key, samples=2, first_row=2
     )

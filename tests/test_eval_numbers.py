@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from drift.cells import Progress, digest
+from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
 from drift.evaluation import Completion
 from drift.grid import (
     Group,
@@ -21,7 +22,6 @@ from drift.grid import (
     short_names,
     summarize,
 )
-from drift.stats import bootstrap, mcnemar, pass_at_k, wilson
 
 
 def completion(key: str, sample: int = 0, answer: str | None = "7", correct: bool = False):

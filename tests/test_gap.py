@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, TokenLogps
 from drift.config import (
     CacheMode,
     ClusterConfig,
@@ -21,7 +22,6 @@ from drift.decoding import decode
 from drift.engine import Engine
 from drift.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
 from drift.policy.base import Policy
-from drift.types import MaskedViews, TokenLogps
 from tests.conftest import bools, make_policy, make_rollout, make_trace, masking, rollout_config
 
 KEY = rng.stream(3, "test")

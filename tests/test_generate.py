@@ -14,13 +14,13 @@ from hypothesis import given, strategies as st
 from omegaconf import OmegaConf
 
 import drift
-from drift.errors import ConfigError, RolloutError
+from drift.common.errors import ConfigError, RolloutError
+from drift.common.types import Trace
 from drift.generate import HOW, Screen, lines_of, literal, style_of
 from drift.generation import complete, generate, rollout_config
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
 from drift.policy.lora import factors, save_adapter
-from drift.types import Trace
 from tests.conftest import ROOT
 from tests.test_lora import adapted
 from tests.test_viewer import embedded

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
 from drift.config import (
     AdvantageEstimator,
     AllConfig,

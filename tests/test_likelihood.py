@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import Advantages, MaskedViews, Rollout
 from drift.config import (
     AllConfig,
     ClusterConfig,
@@ -28,7 +29,6 @@ from drift.engine import Engine
 from drift.likelihood import micro_batches, score, token_logps
 from drift.masking import STRATEGIES, build_views
 from drift.policy.base import Policy
-from drift.types import Advantages, MaskedViews, Rollout
 from drift.update import padding, settle_scored, update
 from tests.conftest import (
     make_policy,
@@ -225,7 +225,7 @@ def test_candidates_are_scored_when_the_old_policy_finds_them_likely() -> None:
 
 
 def token_logps_like(logp_KBC: Tensor):
-    from drift.types import TokenLogps
+    from drift.common.types import TokenLogps
 
     return TokenLogps(logp_KBC=logp_KBC, entropy_KBC=torch.zeros_like(logp_KBC))
 

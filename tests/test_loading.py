@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
+from drift.common.errors import CheckpointError
+from drift.common.types import Example
 from drift.config import TaskConfig
-from drift.errors import CheckpointError
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, load_tokenizer, save_policy
 from drift.prompts import encode, render
-from drift.types import Example
 from tests.oracles import CONFIGS, Weights, random_weights, write_checkpoint, write_shards
 
 BLANK_TINY = Path(__file__).resolve().parents[1] / "scripts" / "blank_tiny.py"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ExportConfig, LoraConfig
-from drift.errors import CheckpointError, ConfigError
 from drift.export import run as export
 from drift.policy import lora
 from drift.policy.base import Policy

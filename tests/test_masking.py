@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from drift import rng
+from drift.common import rng
 from drift.config import (
     AllConfig,
     BlockConfig,

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from drift.common.errors import DataError, GradingError
+from drift.common.types import Example
 from drift.config import FilesConfig, MathConfig, Split
-from drift.errors import DataError, GradingError
 from drift.graders.parse import number, parse
 from drift.graders.pool import WorkerPool
 from drift.tasks import build_task
 from drift.tasks.math import Math
-from drift.types import Example
 from tests.conftest import ROOT
 from tests.math_pairs import DIFFERENT, EQUAL
 from tests.test_sandbox_life import alive, soon

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drift import caching, rng
+from drift import caching
+from drift.common import rng
 from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
 from drift.likelihood import micro_batches, score

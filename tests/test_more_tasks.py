@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from drift.common.errors import ConfigError, DataError
+from drift.common.types import Example
 from drift.config import ArithmeticConfig, FilesConfig, ReasoningGymConfig, Split, SudokuConfig
-from drift.errors import ConfigError, DataError
 from drift.graders.gym_worker import handle
 from drift.tasks import build_task
 from drift.tasks.arithmetic import Arithmetic
@@ -20,7 +21,6 @@ from drift.tasks.base import split_of
 from drift.tasks.countdown import evaluate, plain
 from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku, is_solved
-from drift.types import Example
 from tests.oracles import exact, expression_trees, rendered
 
 SIZES: dict[str, Any] = {"train_size": 400, "validation_size": 40, "test_size": 100}

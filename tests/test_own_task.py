@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import drift
+from drift.common.errors import ConfigError, DataError, GradingError
+from drift.common.types import Score
 from drift.config import OwnTaskConfig, Split
-from drift.errors import ConfigError, DataError, GradingError
 from drift.reward import grade
 from drift.tasks import Task, build_task
-from drift.types import Score
 from tests.commands import commands_of
 from tests.conftest import ROOT, Run, read_lines
 

@@ -14,7 +14,8 @@ from hypothesis import given, strategies as st
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from drift import cost, memory, rng
+from drift import cost, memory
+from drift.common import rng
 from drift.config import (
     CacheMode,
     ClusterConfig,

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from drift.common.errors import PreemptedError
 from drift.config import ClusterConfig, SlurmConfig
-from drift.errors import PreemptedError
 from drift.launch import Forwarder, end
 from drift.preemption import Notice
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import file_digest
 from drift.config import CountdownConfig, FilesConfig, Split
 from drift.contamination import matches
 from drift.data_config import DataConfig, Dataset, OnError, PrepareConfig
-from drift.errors import ConfigError, DataError
-from drift.files import file_digest
 from drift.prepare import run as prepare
 from drift.scoring import load_task
 from drift.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of

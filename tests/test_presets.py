@@ -7,15 +7,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from drift import rng
 from drift.advantage import estimate
 from drift.cli import CONF, typed
+from drift.common import rng
+from drift.common.errors import ConfigError
+from drift.common.types import TokenLogps
 from drift.config import Level, Normalization, RunConfig, register
-from drift.errors import ConfigError
 from drift.masking import build_views
 from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
 from drift.row_objective import ScoredRows, row_objective, upper_bound
-from drift.types import TokenLogps
 from drift.update import restrict, settle_scored
 from drift.validate import validate
 from drift.validate_learning import idle_settings

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from drift.common.errors import DataError
 from drift.config import CountdownConfig, FilesConfig, Split, SudokuConfig, TaskConfig
-from drift.errors import DataError
 from drift.tasks import Task, build_task, records
 from drift.tasks.records import integer, read_records, string
 

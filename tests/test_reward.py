@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from drift.common.types import Advantages, Example, Score
 from drift.config import (
     ClusterConfig,
     CountdownConfig,
@@ -20,7 +21,6 @@ from drift.report import step_metrics
 from drift.reward import grade
 from drift.tasks import Task, build_task
 from drift.tasks.extract import Block, is_well_formed
-from drift.types import Advantages, Example, Score
 from tests.conftest import make_rollout, make_trace
 
 SOLVED = "1234341221434321"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from drift.errors import SandboxError
+from drift.common.errors import SandboxError
 from drift.sandbox import Asserts, Sandbox, Stdio, client
 from tests.conftest import ROOT
 

@@ -11,14 +11,14 @@ from hydra import compose, initialize_config_dir
 
 import drift
 from drift.cli import CONF
+from drift.common.errors import ConfigError, DataError
+from drift.common.stats import wilson
+from drift.common.types import Score
 from drift.config import CountdownConfig, ScoreConfig
 from drift.data_config import DataConfig, OnError
-from drift.errors import ConfigError, DataError
 from drift.score import run as run_score
 from drift.scoring import CHUNK, graded, load_task
-from drift.stats import wilson
 from drift.tasks.records import Record, read_records
-from drift.types import Score
 from tests.conftest import ROOT, Run, read_lines
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from drift import sft
 from drift.cli import typed
-from drift.errors import GradingError
-from drift.files import file_digest
+from drift.common.errors import GradingError
+from drift.common.files import file_digest
 from drift.policy.loading import load_policy
 from drift.tasks.countdown import Countdown
 from tests.conftest import ROOT, Run, read_lines

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from drift.common.errors import ConfigError, DataError
+from drift.common.types import Example, Score
 from drift.config import CountdownConfig, FilesConfig, Split, TaskConfig
 from drift.data_config import OnError
-from drift.errors import ConfigError, DataError
 from drift.tasks import Task, build_task
 from drift.tasks.base import held_out, split_of
 from drift.tasks.records import string
-from drift.types import Example, Score
 
 
 class Echo(Task):

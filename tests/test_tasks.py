@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from drift.common.errors import ConfigError
+from drift.common.types import Example, Score
 from drift.config import CountdownConfig, Split, SudokuConfig
-from drift.errors import ConfigError
 from drift.tasks import TASKS, Task, build_task
 from drift.tasks.base import GeneratedTask, split_of
 from drift.tasks.countdown import evaluate, solutions
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.sudoku import is_solved, solve, solved_grids
-from drift.types import Example, Score
 from tests.oracles import exact, expression_trees, rendered, sudoku_grids
 
 SIZES: dict[str, Any] = {"train_size": 1500, "validation_size": 60, "test_size": 150}

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.checkpointing import check, newest
-from drift.errors import CheckpointError
+from drift.common.errors import CheckpointError
 from drift.tracking import PHASES, TRAINING
 from tests.conftest import ROOT, Run, read_lines
 

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from drift import rng
 from drift.advantage import estimate
+from drift.common import rng
+from drift.common.types import Rollout
 from drift.config import ClusterConfig, Dtype, RunConfig, ValueConfig
 from drift.decoding import decode
 from drift.engine import Engine
 from drift.likelihood import micro_batches, score
 from drift.masking import build_views
 from drift.policy.base import VALUE_HEAD, Policy
-from drift.types import Rollout
 from drift.update import update
 from drift.value import moments, step_targets, summary, value_loss
 from tests.conftest import bools, make_policy, make_rollout, rollout_config

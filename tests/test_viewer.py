@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import Advantages, Rollout, Score
 from drift.config import MaskingStrategy, SequentialConfig
 from drift.decoding import decode
 from drift.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
-from drift.types import Advantages, Rollout, Score
 from drift.viewer import TraceRow, View, replay, trace_rows, write_trace
 from tests.conftest import ROOT, make_rollout, make_trace, masking, rollout_config
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import Advantages, MaskedViews, Rollout, Score
 from drift.config import (
     AllConfig,
     ClusterConfig,
@@ -33,7 +34,6 @@ from drift.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.traces import pick_rows, training_rows
-from drift.types import Advantages, MaskedViews, Rollout, Score
 from drift.update import prepare, restrict
 from tests.conftest import ROOT, Run, make_rollout, masking, rollout_config
 from tests.test_config import composed, typed

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from drift import live, rng
+from drift.common import rng, terminal
 from drift.decoding import decode
 from drift.likelihood import micro_batches, token_logps
 from tests.conftest import ROOT, make_policy, make_rollout, replay_views, rollout_config
@@ -32,7 +32,7 @@ from drift.watchdog import Watchdog
 watchdog = Watchdog(1.0, 0)
 watchdog.start()
 time.sleep(float(sys.argv[1]))
-live.beat()
+terminal.beat()
 time.sleep(5)  # it looks again 5 s after it has spoken
 watchdog.stop()
 """
@@ -75,8 +75,8 @@ def test_every_forward_of_the_learner_is_a_sign_of_life() -> None:
     beats: list[float] = []
 
     def listen(*_: object) -> None:
-        beats.append(live.alive_at)
-        live.alive_at = 0.0
+        beats.append(terminal.alive_at)
+        terminal.alive_at = 0.0
 
     policy.register_forward_pre_hook(listen)
     token_logps(policy, batches, views.hidden_KBC.shape, 1.0)

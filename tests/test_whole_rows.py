@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift import rng
 from drift.advantage import estimate
+from drift.common import rng
+from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.config import ClusterConfig, Dtype, Level, Normalization, RunConfig
 from drift.decoding import decode
 from drift.engine import Engine
@@ -16,7 +17,6 @@ from drift.masking import build_views, prompt_masks
 from drift.objective import ScoredTokens, policy_objective, row_sizes, weigh
 from drift.policy.base import Policy
 from drift.row_objective import ScoredRows, row_objective
-from drift.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.update import restrict, settle_scored, update
 from tests.conftest import make_policy, make_rollout, rollout_config
 from tests.test_presets import LOSSES, PAPERS, composed

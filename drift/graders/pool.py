@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from drift import live
-from drift.errors import GradingError
+from drift.common import terminal
+from drift.common.errors import GradingError
 from drift.graders.serve import READY
 
 START_LIMIT_S = 120.0  # imports on a busy machine with a cold disk
@@ -127,7 +127,7 @@ class WorkerPool:
         replies: list[Any] = [None] * len(requests)
         lines = [json.dumps(request).encode() + b"\n" for request in requests]
         waiting, tries = deque(range(len(requests))), [0] * len(requests)
-        with self._lock, live.bar("grading answers", len(requests)) as bar:
+        with self._lock, terminal.bar("grading answers", len(requests)) as bar:
             try:
                 while waiting or any(worker.request is not None for worker in self.workers):
                     for index in self._assign(waiting, lines):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, Trace
 from drift.config import (
     AllConfig,
     CoupledConfig,
@@ -11,7 +12,6 @@ from drift.config import (
     MaskingConfig,
     RandomConfig,
 )
-from drift.types import MaskedViews, Trace
 
 NO_CANDIDATES = 1.0  # a min_prob that scores nothing more
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, Trace
 from drift.config import BlockConfig, ElboConfig, MaskingConfig, QuadratureConfig, Times
 from drift.masking.basic import hide_and_score, random_ranks
-from drift.types import MaskedViews, Trace
 
 
 def draw_times(rows_B: Tensor, num_views: int, times: Times, key: int) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, Trace
 from drift.config import (
     LeftToRightConfig,
     MaskingConfig,
@@ -12,7 +13,6 @@ from drift.config import (
     TraceConfig,
 )
 from drift.masking.basic import NO_CANDIDATES
-from drift.types import MaskedViews, Trace
 
 
 def step_surprisal(trace: Trace, num_steps: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drift.common.errors import ConfigError
 from drift.config import AttentionBackend
-from drift.errors import ConfigError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
-from drift.errors import CheckpointError
+from drift.common.errors import CheckpointError
 from drift.policy.backbone import Backbone, BackboneConfig, Cache
 
 if TYPE_CHECKING:

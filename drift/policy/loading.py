@@ -16,9 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from drift import live
+from drift.common import terminal
+from drift.common.errors import CheckpointError, ConfigError
 from drift.config import AttentionBackend, Dtype, ModelConfig
-from drift.errors import CheckpointError, ConfigError
 from drift.policy import lora
 from drift.policy.attention import BACKENDS
 from drift.policy.backbone import Backbone, BackboneConfig
@@ -210,7 +210,7 @@ def copy_weights(policy: Policy, folder: Path) -> None:
     """
     parameters = dict(policy.backbone.named_parameters())
     writes = not policy.split or torch.distributed.get_rank() == 0
-    with live.bar("loading tensors", len(parameters)) as bar:
+    with terminal.bar("loading tensors", len(parameters)) as bar:
         for name, _, read in stored_weights(policy.backbone.config, policy.family, folder):
             with gathered([parameters[name]], policy.split, writer=0):
                 if writes:

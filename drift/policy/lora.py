@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from drift.common.errors import CheckpointError
 from drift.config import LoraConfig as LoraSettings
-from drift.errors import CheckpointError
 from drift.policy.base import Policy
 from drift.zero import gathered
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drift import live
-from drift.errors import CheckpointError
+from drift.common import terminal
+from drift.common.errors import CheckpointError
 
 MAX_SHARD_SIZE = "5GB"
 Shape = tuple[int, ...]
@@ -93,7 +93,10 @@ def write_shards(
     plan = split_torch_state_dict_into_shards(
         planned, filename_pattern=pattern, max_shard_size=max_shard_size
     )
-    with live.bar(f"saving {stem} tensors", len(planned)) as bar, ThreadPoolExecutor(1) as writer:
+    with (
+        terminal.bar(f"saving {stem} tensors", len(planned)) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
         written: list[Future[None]] = []
         for i, (file, names) in enumerate(plan.filename_to_tensors.items()):
             kept: dict[str, Tensor] = {}

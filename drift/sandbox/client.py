@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drift.errors import SandboxError
+from drift.common.errors import SandboxError
 from drift.sandbox import wire
 
 log = logging.getLogger("drift")

@@ -1,8 +1,8 @@
 """Verifiable tasks. A task is a file and a line here; its key is the name in conf/task."""
 
+from drift.common.errors import ConfigError
 from drift.config import OwnTaskConfig, Split, TaskConfig
 from drift.data_config import OnError
-from drift.errors import ConfigError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.code import Code

@@ -3,12 +3,12 @@ r"""Arithmetic: short word problems about sums and differences, the answer in `\
 import random
 import re
 
+from drift.common.errors import DataError
+from drift.common.types import Example, Score
 from drift.config import ArithmeticConfig
-from drift.errors import DataError
 from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer, string
-from drift.types import Example, Score
 
 NAMES = ("Ann", "Ben", "Eve", "Ida", "Leo", "Max", "Mia", "Tom")
 ITEMS = ("beads", "books", "cards", "coins", "eggs", "pens")

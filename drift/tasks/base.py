@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
-from drift import live
+from drift.common import terminal
+from drift.common.errors import ConfigError, DataError, DriftError, GradingError
+from drift.common.types import Example, Score
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
 from drift.data_config import Dataset, OnError
-from drift.errors import ConfigError, DataError, DriftError, GradingError
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import Record, read_records
-from drift.types import Example, Score
 
 TEST_PERCENT, VALIDATION_PERCENT = 20, 7
 MAX_HELD_OUT = 500  # problems held out from a training file for validation
@@ -234,7 +234,7 @@ class Task(ABC):
     def score_all(self, examples: list[Example], texts: list[str]) -> list[Score]:
         """Grade completions, one for each example, in order; graders with workers override it."""
         scores: list[Score] = []
-        with live.bar("grading answers", len(texts)) as bar:
+        with terminal.bar("grading answers", len(texts)) as bar:
             for example, text in zip(examples, texts, strict=True):
                 try:
                     scores.append(self.score(example, text))

@@ -4,13 +4,13 @@ import hashlib
 import logging
 from typing import Any
 
+from drift.common.types import Example, Score
 from drift.config import CodeConfig, Split
 from drift.tasks.base import Task
 from drift.tasks.code_sources import SHOWN_TESTS
 from drift.tasks.extract import Block
 from drift.tasks.programs import AssertTests, ProgramGrader, StdioTests, Tests, program_of
 from drift.tasks.records import string, strings, text
-from drift.types import Example, Score
 
 log = logging.getLogger("drift")
 METHODS = {

@@ -8,12 +8,12 @@ import warnings
 from fractions import Fraction
 from functools import lru_cache
 
+from drift.common.errors import DataError
+from drift.common.types import Example, Score
 from drift.config import CountdownConfig
-from drift.errors import DataError
 from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer
-from drift.types import Example, Score
 
 MAX_EXPRESSION_CHARS = 200
 MAX_ANSWER_CHARS = 1000  # LaTeX is longer than what it says

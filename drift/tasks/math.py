@@ -3,6 +3,7 @@ r"""Mathematics: a question, and a reference that the answer in `\boxed{}` must 
 How answers are read and compared: drift/graders/parse.py and compare.py.
 """
 
+from drift.common.types import Example, Score
 from drift.config import MathConfig
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import parse
@@ -10,7 +11,6 @@ from drift.graders.pool import WorkerPool
 from drift.tasks.base import Task, graded
 from drift.tasks.extract import after_hashes, last_boxed, last_tag, without_special_tokens
 from drift.tasks.records import string
-from drift.types import Example, Score
 
 MAX_CHARS = 1000  # of an answer; the longest reference of MATH500 has 54
 

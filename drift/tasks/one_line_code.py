@@ -3,11 +3,11 @@
 import hashlib
 import random
 
+from drift.common.types import Example, Score
 from drift.config import OneLineCodeConfig
 from drift.tasks.base import GeneratedTask
 from drift.tasks.programs import AssertTests, ProgramGrader, program_of
 from drift.tasks.records import string
-from drift.types import Example, Score
 
 PREFIX = "def f(a, b, c): "
 VARIABLES = ("a", "b", "c")

@@ -7,8 +7,8 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from drift.common.errors import ConfigError
 from drift.config import TaskConfig
-from drift.errors import ConfigError
 from drift.tasks.base import Task
 
 GROUP = "drift.tasks"  # of the entry points

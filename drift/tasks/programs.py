@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from drift import live
+from drift.common import terminal
+from drift.common.types import Score
 from drift.config import SandboxConfig
 from drift.sandbox import Asserts, Request, Sandbox, Stdio, Verdict
 from drift.sandbox.names import Uses, examine
 from drift.tasks.base import graded
-from drift.types import Score
 
 BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 DEFINED = re.compile(r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
@@ -132,7 +132,7 @@ class ProgramGrader:
         ]
         distinct = list(dict.fromkeys(request for requests in wanted for request in requests))
         sandbox = self.open()
-        with live.bar("running programs", len(distinct)) as bar:
+        with terminal.bar("running programs", len(distinct)) as bar:
             found = sandbox.run_all(distinct, bar.advance)
         verdicts = dict(zip(distinct, found, strict=True))
         return [

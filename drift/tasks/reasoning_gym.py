@@ -7,13 +7,13 @@ import json
 import pickle
 from typing import Any
 
+from drift.common.errors import ConfigError
+from drift.common.types import Example, Score
 from drift.config import ReasoningGymConfig, Split
-from drift.errors import ConfigError
 from drift.graders.pool import WorkerPool
 from drift.tasks.base import Task, split_of
 from drift.tasks.extract import Block, last_boxed, last_tag, without_special_tokens
 from drift.tasks.records import integer
-from drift.types import Example, Score
 
 CHUNK = 500  # problems of one seed; some generators prepare all of theirs at once
 MAX_TRIES = 5_000  # in a row without a new problem

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from drift.errors import DataError
+from drift.common.errors import DataError
 
 CHUNK = 1 << 16  # characters
 BLANKS = re.compile(r"[ \t\n\r]*")

@@ -6,12 +6,12 @@ import re
 from functools import lru_cache
 from math import isqrt
 
+from drift.common.errors import DataError
+from drift.common.types import Example, Score
 from drift.config import SudokuConfig
-from drift.errors import DataError
 from drift.tasks.base import GeneratedTask
 from drift.tasks.extract import Block, last_tag, without_special_tokens
 from drift.tasks.records import string
-from drift.types import Example, Score
 
 SIDE = 4  # of generated puzzles
 CELLS = SIDE * SIDE

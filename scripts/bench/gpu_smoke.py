@@ -15,7 +15,8 @@ import torch
 from blank_tiny import make_tokenizer
 from common import machine, peak_gib, random_policy, reset_peak, seconds, show
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import Example
 from drift.config import (
     Dtype,
     EndSuppression,
@@ -28,7 +29,6 @@ from drift.diagnosis import Patient, examine
 from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
-from drift.types import Example
 
 
 def write_checkpoint(shape: str, folder: Path, device: str) -> float:

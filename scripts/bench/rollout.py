@@ -27,10 +27,11 @@ from common import (
     show,
 )
 
-from drift import caching, decoding, rng
+from drift import caching, decoding
+from drift.common import rng
+from drift.common.types import Trace
 from drift.config import CacheMode, RemaskingRule, RolloutConfig
 from drift.policy.base import Policy
-from drift.types import Trace
 from tests.plain import naive_decode
 
 KEY = rng.stream(0, "bench")

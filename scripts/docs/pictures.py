@@ -18,10 +18,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from drift import rng
+from drift.common import rng
+from drift.common.types import MaskedViews, Trace
 from drift.config import GROUPS, MaskingConfig
 from drift.masking import build_views
-from drift.types import MaskedViews, Trace
 
 FOLDER = ROOT / "docs" / "images"
 PROMPT = "2 18 15=5"

@@ -173,7 +173,7 @@ def bootstrap(values: list[float], *, resamples: int = 2_000, seed: int = 0) -> 
     """
     import torch
 
-    from drift import rng
+    from drift.common import rng
 
     if not values:
         raise ValueError("an interval needs at least one value")

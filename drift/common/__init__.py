@@ -1,0 +1,1 @@
+"""What every part uses: errors, files, random numbers, batches, statistics, the terminal."""

@@ -126,9 +126,9 @@ def test_a_wrong_link_or_anchor_stops_the_build(wrong: str, tmp_path: Path) -> N
 
 
 def test_links_out_of_docs_become_pages_or_words() -> None:
-    text = "[a](../data/README.md#x) [drift/common/rng.py](../drift/common/rng.py) [b](../nothing.md)"
+    text = "[a](../data/README.md#x) [drift/__main__.py](../drift/__main__.py) [b](../nothing.md)"
     assert hooks.relink(text, "docs/lab.md", "lab.md") == (
-        "[a](data.md#x) `drift/common/rng.py` [b](../nothing.md)"
+        "[a](data.md#x) `drift/__main__.py` [b](../nothing.md)"
     )
     assert hooks.relink("![c](docs/lab.png)", "README.md", "index.md") == "![c](lab.png)"
     assert hooks.relink("[d](../lab.md)", "docs/more/e.md", "more/e.md") == "[d](../lab.md)"

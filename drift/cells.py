@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError, DataError
 from drift.common.files import flush, lock, write_json
 from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
-from drift.engine import Engine
 from drift.evaluation import Completion, Problems, complete
 from drift.manifest import data_digest, installed
 from drift.policy.base import Policy

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drift import zero
+from drift.cluster import zero
+from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.errors import CheckpointError
 from drift.common.files import file_digest, flush, out_of_the_way, publish, write_json
-from drift.engine import Engine
 from drift.policy import lora
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import read_json, save_policy, stored_weights

@@ -32,9 +32,9 @@ from omegaconf.errors import (
 )
 
 from drift import help, ranks, sweep
+from drift.cluster.submission import lost_job
 from drift.common.errors import ConfigError, DriftError
 from drift.config import GROUPS, BaseConfig, register
-from drift.submission import lost_job
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())

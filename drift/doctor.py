@@ -14,8 +14,8 @@ NUM_EXAMPLES = 8
 
 def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
+    from drift.cluster.engine import Engine
     from drift.diagnosis import Patient, examine, memory_needs
-    from drift.engine import Engine
     from drift.memory import Sizes, split_of
     from drift.policy.loading import load_model
     from drift.prompts import encode_all, render

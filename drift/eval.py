@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from drift.cli import run_command
+from drift.cluster.launch import in_ranks
 from drift.common import terminal
 from drift.common.errors import CheckpointError
 from drift.config import EvalRunConfig
-from drift.launch import in_ranks
 
 if TYPE_CHECKING:
     from drift.cells import Cell
+    from drift.cluster.engine import Engine
     from drift.common.types import Example
-    from drift.engine import Engine
     from drift.grid import Group
     from drift.tasks import Task
 
@@ -33,8 +33,8 @@ log = logging.getLogger("drift")
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
     from drift.cells import Cell, Progress, checkpoint_folder, position_in, protocol, protocol_name
+    from drift.cluster.engine import Engine
     from drift.common.files import write_json
-    from drift.engine import Engine
     from drift.grid import CELLS, PROTOCOL, group_of
     from drift.policy.loading import find_checkpoint, policy_folder
     from drift.tasks import build_task

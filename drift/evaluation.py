@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.stats import Accuracy
 from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.policy.base import Policy
 from drift.prompts import encode_all
 from drift.rollout import texts_of

@@ -10,10 +10,10 @@ import logging
 import torch
 from torch import Tensor
 
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config import RunConfig
-from drift.engine import Engine
 from drift.likelihood import micro_batches, pad_batches, token_logps
 from drift.objective import k3
 from drift.policy.base import Policy

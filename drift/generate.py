@@ -163,7 +163,7 @@ def run(config: GenerateConfig) -> None:
     """Complete every prompt; print, and write the trace page if one is asked for."""
     prompts = read_prompts(config)
     check_trace(config)
-    from drift.engine import Engine
+    from drift.cluster.engine import Engine
     from drift.generation import complete
     from drift.policy.loading import load_model, policy_folder
     from drift.viewer import NUM_ALTERNATIVES, trace_rows, write_trace

@@ -13,10 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 from drift import __version__
+from drift.cluster.engine import gpu_names
 from drift.common.files import write_json
 from drift.common.types import Example
 from drift.config import RunConfig, SFTConfig
-from drift.engine import gpu_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from drift import sweep
 from drift.cli import explain, typed
+from drift.cluster.submission import difference, refusal
 from drift.common.errors import ConfigError
-from drift.submission import difference, refusal
 from drift.validate import validate
 
 SWEEP_DIR = "hydra.sweep.dir"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.files import write_json
 from drift.common.types import Advantages, Rollout
 from drift.config import AdvantageEstimator, RunConfig
-from drift.engine import Engine
 from drift.evaluation import EvalResult
 from drift.policy.loading import read_json
 from drift.tracking import PHASES, TRAINING, Tracker

@@ -18,13 +18,13 @@ from torch import Tensor
 from drift import ranks
 from drift.checkpointing import make_room, together
 from drift.cli import run_command
+from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import flush, give_back, publish
 from drift.common.types import Example
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
-from drift.engine import Engine
 from drift.evaluation import Problems, evaluate, load_problems
 from drift.manifest import data_digests, write_origin
 from drift.policy.base import Policy

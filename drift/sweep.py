@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.conf import HydraConf
 
 from drift import ranks
+from drift.cluster.preemption import RequeuedExit
 from drift.common import terminal
 from drift.common.errors import ConfigError, PreemptedError
 from drift.common.files import is_locked, load_json, locked, write_json
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
-from drift.preemption import RequeuedExit
 from drift.stores import open_experiment
 from drift.tracking import JOB, MetricsFile, is_running
 from drift.validate import validate

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from drift.cli import run_command
+from drift.cluster.launch import in_ranks
+from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import CheckpointError, ConfigError, PreemptedError
 from drift.common.files import load_json, lock
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.differences import BOOKKEEPING
-from drift.launch import in_ranks
-from drift.preemption import RequeuedExit
 from drift.validate_learning import idle_settings
 
 if TYPE_CHECKING:
-    from drift.engine import Engine
+    from drift.cluster.engine import Engine
     from drift.trainer import Trainer
 
 log = logging.getLogger("drift")
@@ -221,7 +221,7 @@ def build(
 
 def run(config: RunConfig) -> None:
     """Train, or go on where the run folder's newest checkpoint is."""
-    from drift.engine import Engine
+    from drift.cluster.engine import Engine
 
     engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
     if not engine.is_main:  # under torchrun and srun all ranks share a terminal and a log

@@ -12,12 +12,13 @@ import torch
 
 from drift import checkpointing
 from drift.advantage import estimate
+from drift.cluster.engine import Engine
+from drift.cluster.preemption import Notice, patience_s
 from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
-from drift.engine import Engine
 from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
 from drift.gap import sampler_gap, warn_of_gap
 from drift.masking import build_views
@@ -25,7 +26,6 @@ from drift.memory import sampler_weights
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
 from drift.policy.replica import Gathered, Replica
-from drift.preemption import Notice, patience_s
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task

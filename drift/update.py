@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from drift.cluster.engine import Engine
 from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
-from drift.engine import Engine
 from drift.gap import importance_weights
 from drift.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
 from drift.masking import prompt_masks

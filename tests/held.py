@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from drift.cluster.engine import Engine
 from drift.config import (
     ClusterConfig,
     Dtype,
@@ -20,7 +21,6 @@ from drift.config import (
     RolloutConfig,
     RolloutWeights,
 )
-from drift.engine import Engine
 from drift.memory import Sizes, held, split_of
 from drift.policy.loading import load_model
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from scipy.stats import chisquare
 
 from drift.cli import CONF, typed
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import Example, PromptBatch, Rollout, Score
 from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split, register
 from drift.curriculum import Curriculum, PassRates
-from drift.engine import Engine
 from drift.evaluation import Problems
 from tests.conftest import Run, make_rollout, make_trace, read_lines
 from tests.test_ranks import TWO, differences

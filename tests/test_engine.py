@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from drift.checkpointing import restore, write_moments
+from drift.cluster.engine import Engine
+from drift.cluster.zero import MOMENTS, WEIGHT
 from drift.common.errors import TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
-from drift.engine import Engine
-from drift.zero import MOMENTS, WEIGHT
 from tests.conftest import ROOT, make_policy
 
 

@@ -17,10 +17,10 @@ import torch
 from mlflow import MlflowClient
 
 from drift.cells import Cell, Progress, grader_code, position_in, protocol
+from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ClusterConfig, Dtype, Split
-from drift.engine import Engine
 from drift.evaluation import Completion, Problems, complete
 from drift.grid import done_cells
 from drift.policy.loading import load_policy

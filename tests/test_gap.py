@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, TokenLogps
 from drift.config import (
@@ -19,7 +20,6 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
 from drift.policy.base import Policy
 from tests.conftest import bools, make_policy, make_rollout, make_trace, masking, rollout_config

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout
 from drift.config import (
@@ -25,7 +26,6 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.likelihood import micro_batches, score, token_logps
 from drift.masking import STRATEGIES, build_views
 from drift.policy.base import Policy

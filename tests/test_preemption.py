@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from drift.cluster.launch import Forwarder, end
+from drift.cluster.preemption import Notice
 from drift.common.errors import PreemptedError
 from drift.config import ClusterConfig, SlurmConfig
-from drift.launch import Forwarder, end
-from drift.preemption import Notice
 
 
 def test_without_another_handler_the_run_ends() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from drift.cluster.engine import Engine
 from drift.common.types import Advantages, Example, Score
 from drift.config import (
     ClusterConfig,
@@ -16,7 +17,6 @@ from drift.config import (
     SudokuConfig,
     Truncated,
 )
-from drift.engine import Engine
 from drift.report import step_metrics
 from drift.reward import grade
 from drift.tasks import Task, build_task

@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from drift.advantage import estimate
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Rollout
 from drift.config import ClusterConfig, Dtype, RunConfig, ValueConfig
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.likelihood import micro_batches, score
 from drift.masking import build_views
 from drift.policy.base import VALUE_HEAD, Policy

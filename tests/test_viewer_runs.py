@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, Score
 from drift.config import (
@@ -29,7 +30,6 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy

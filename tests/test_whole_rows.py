@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from drift.advantage import estimate
+from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.config import ClusterConfig, Dtype, Level, Normalization, RunConfig
 from drift.decoding import decode
-from drift.engine import Engine
 from drift.likelihood import micro_batches, score
 from drift.masking import build_views, prompt_masks
 from drift.objective import ScoredTokens, policy_objective, row_sizes, weigh

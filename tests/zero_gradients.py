@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from drift.cluster.engine import Engine
+from drift.cluster.zero import MOMENTS
 from drift.config import ClusterConfig, Dtype, OptimConfig
-from drift.engine import Engine
 from drift.policy.loading import load_policy
-from drift.zero import MOMENTS
 
 MAX_NORM = 0.5
 

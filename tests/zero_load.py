@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from drift.cluster.zero import import_quietly
 from drift.policy.loading import load_policy
-from drift.zero import import_quietly
 
 import_quietly(on_cpu=True)
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from drift.cluster.zero import gathered
 from drift.common import terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import AttentionBackend, Dtype, ModelConfig
@@ -33,7 +34,6 @@ from drift.policy.shards import (
     shard_of_tensor,
     write_shards,
 )
-from drift.zero import gathered
 
 ZeroConfig = dict[str, Any] | None
 Stored = tuple[str, str, Callable[[], Tensor]]  # our name, its dtype in the file, what reads it

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from drift.cluster.zero import gathered
 from drift.common.errors import CheckpointError
 from drift.config import LoraConfig as LoraSettings
 from drift.policy.base import Policy
-from drift.zero import gathered
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer

@@ -4,10 +4,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from drift.cluster.zero import gathered
 from drift.policy import lora
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy
-from drift.zero import gathered
 
 
 def parts(backbone: Backbone) -> list[str]:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES as SHAPES
 
+from drift.cluster.engine import gpu_names
 from drift.cost import head_flops, layer_flops
-from drift.engine import gpu_names
 from drift.memory import num_parameters
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy, SpecialIds

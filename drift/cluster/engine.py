@@ -21,13 +21,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from drift import ranks, zero
+from drift import ranks
+from drift.cluster import zero
+from drift.cluster.watchdog import Watchdog
 from drift.common import terminal
 from drift.common.errors import ConfigError, TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import Partition
-from drift.watchdog import Watchdog
 
 DEFAULT_THREADS = torch.get_num_threads()
 NOT_OURS = ("USE_DEEPSPEED", "USE_FSDP", "USE_CPU", "DYNAMO_BACKEND")  # of `accelerate launch`

@@ -20,9 +20,9 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from drift import ranks
+from drift.cluster.preemption import Notice, patience_s
 from drift.cluster_config import ClusterConfig
 from drift.common.errors import DriftError, PreemptedError, RankError
-from drift.preemption import Notice, patience_s
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead
 TIDY_S = 120.0  # the same when one has obeyed a signal: the first rank tidies up and reports
@@ -33,7 +33,7 @@ def num_processes(cluster: ClusterConfig) -> int:
     """Of this machine."""
     if cluster.num_processes is not None:
         return cluster.num_processes
-    from drift.engine import gpu_names
+    from drift.cluster.engine import gpu_names
 
     return max(1, len(gpu_names()))
 

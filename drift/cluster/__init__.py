@@ -1,0 +1,1 @@
+"""Processes: the engine of a rank, ZeRO, launching, hang detection, signals, SLURM."""

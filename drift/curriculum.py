@@ -14,13 +14,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from drift.advantage import SAME_REWARD, spread
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import InformativeConfig, RunConfig
 from drift.evaluation import Problems
+from drift.learner.advantage import SAME_REWARD, spread
 
 PRIOR = 0.5  # right and wrong completions that every prompt begins with: Jeffreys' prior of a share
 log = logging.getLogger("drift")

@@ -15,9 +15,9 @@ from drift.common import rng
 from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import CacheMode, Dtype, ObjectiveConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
-from drift.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import micro_batches, token_logps
+from drift.learner.objective import k3
 from drift.memory import GIB, Sizes, sampling, training, words
-from drift.objective import k3
 from drift.policy.base import Policy
 
 WORST_CACHE_KL = 0.5  # nats a token; beyond it a cached sampler is another model

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift.advantage import estimate
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.config import Level, MaskingConfig, Normalization, ObjectiveConfig
-from drift.masking import build_views
-from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
-from drift.row_objective import ScoredRows, row_gradient
+from drift.learner.advantage import estimate
+from drift.learner.masking import build_views
+from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.learner.sequence_objective import ScoredRows, row_gradient
+from drift.learner.update import restrict, settle_scored
 from drift.toy import sampled
 from drift.truth import Lookup, Truth, as_rollout, look_up
-from drift.update import restrict, settle_scored
 
 PAIR = 2  # draws that give one estimate of the variance over masks
 CHUNK = 4096  # rows whose products are computed together

@@ -5,9 +5,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout
-from drift.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import micro_batches, token_logps
+from drift.learner.update import restrict, settle_scored
 from drift.policy.base import Policy
-from drift.update import restrict, settle_scored
 from drift.viewer import NUM_ALTERNATIVES, TraceRow, trace_rows
 
 ROWS_PER_FORWARD = 32

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from drift import checkpointing
-from drift.advantage import estimate
 from drift.cluster.engine import Engine
 from drift.cluster.preemption import Notice, patience_s
 from drift.common import rng
@@ -20,8 +19,10 @@ from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, St
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
 from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
-from drift.gap import sampler_gap, warn_of_gap
-from drift.masking import build_views
+from drift.learner.advantage import estimate
+from drift.learner.gap import sampler_gap, warn_of_gap
+from drift.learner.masking import build_views
+from drift.learner.update import update
 from drift.memory import sampler_weights
 from drift.policy.base import Policy
 from drift.policy.loading import torch_dtype
@@ -30,7 +31,6 @@ from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
 from drift.tasks import Task
 from drift.traces import training_rows
-from drift.update import update
 
 log = logging.getLogger("drift")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
 from drift.config import RolloutConfig
-from drift.masking import prompt_masks
+from drift.learner.masking import prompt_masks
 from drift.policy.base import Policy
 from drift.toy import Space, Trajectories, enumerate_trajectories, gradients, reward, table
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Advantages, MaskedViews, Rollout
-from drift.likelihood import assemble
+from drift.learner.likelihood import assemble
 from drift.policy.base import Policy
 
 HERE = Path(__file__).parent

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from drift.advantage import estimate, group_centered, group_normalized, leave_one_out
 from drift.config import AdvantageEstimator
+from drift.learner.advantage import estimate, group_centered, group_normalized, leave_one_out
 
 
 def test_centered_is_reward_minus_group_mean() -> None:

@@ -13,7 +13,7 @@ from drift.cli import typed
 from drift.config import CacheMode, Dtype
 from drift.decoding import decode
 from drift.diagnosis import Patient, caches, examine, padding, replay, shift
-from drift.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import micro_batches, token_logps
 from drift.policy.loading import load_policy, torch_dtype
 from drift.prompts import encode_all
 from drift.tasks import Split, build_task

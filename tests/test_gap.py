@@ -20,7 +20,7 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.decoding import decode
-from drift.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
+from drift.learner.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
 from drift.policy.base import Policy
 from tests.conftest import bools, make_policy, make_rollout, make_trace, masking, rollout_config
 

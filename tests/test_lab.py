@@ -35,8 +35,8 @@ from drift.config import (
 from drift.decoding import decode
 from drift.estimates import measure_masking, measure_objective
 from drift.lab import BEGIN, END, averaged, basic_maskings, other_maskings
-from drift.likelihood import micro_batches, score
-from drift.masking import build_views, prompt_masks
+from drift.learner.likelihood import micro_batches, score
+from drift.learner.masking import build_views, prompt_masks
 from drift.policy.base import Policy
 from drift.toy import (
     Space,

@@ -26,10 +26,10 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.decoding import decode
-from drift.likelihood import micro_batches, score, token_logps
-from drift.masking import STRATEGIES, build_views
+from drift.learner.likelihood import micro_batches, score, token_logps
+from drift.learner.masking import STRATEGIES, build_views
+from drift.learner.update import padding, settle_scored, update
 from drift.policy.base import Policy
-from drift.update import padding, settle_scored, update
 from tests.conftest import (
     make_policy,
     make_rollout,

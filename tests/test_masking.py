@@ -23,7 +23,7 @@ from drift.config import (
     Times,
     TraceConfig,
 )
-from drift.masking import (
+from drift.learner.masking import (
     STRATEGIES,
     all_,
     build_views,
@@ -36,8 +36,8 @@ from drift.masking import (
     sequential,
     trace_groups,
 )
-from drift.masking.elbo import block, draw_times, elbo, quadrature
-from drift.masking.states import draw_steps, step_surprisal
+from drift.learner.masking.elbo import block, draw_times, elbo, quadrature
+from drift.learner.masking.states import draw_steps, step_surprisal
 from tests.conftest import make_rollout, make_trace
 
 ROWS = torch.tensor([0])

@@ -12,7 +12,7 @@ from drift import caching
 from drift.common import rng
 from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from drift.decoding import decode
-from drift.likelihood import micro_batches, score
+from drift.learner.likelihood import micro_batches, score
 from drift.memory import (
     ALONE,
     Sizes,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from drift.config import KLEstimator, Level, Normalization, PolicyLoss
-from drift.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
-from drift.row_objective import ScoredRows, row_objective
+from drift.learner.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
+from drift.learner.sequence_objective import ScoredRows, row_objective
 from tests.conftest import bools, objective
 
 

@@ -7,17 +7,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from drift.advantage import estimate
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Rollout
 from drift.config import ClusterConfig, Dtype, RunConfig, ValueConfig
 from drift.decoding import decode
-from drift.likelihood import micro_batches, score
-from drift.masking import build_views
+from drift.learner.advantage import estimate
+from drift.learner.likelihood import micro_batches, score
+from drift.learner.masking import build_views
+from drift.learner.update import update
+from drift.learner.value import moments, step_targets, summary, value_loss
 from drift.policy.base import VALUE_HEAD, Policy
-from drift.update import update
-from drift.value import moments, step_targets, summary, value_loss
 from tests.conftest import bools, make_policy, make_rollout, rollout_config
 from tests.formulas import clipped, k3, step_estimates
 from tests.test_presets import composed

@@ -14,7 +14,7 @@ from drift.common import rng
 from drift.common.types import Advantages, Rollout, Score
 from drift.config import MaskingStrategy, SequentialConfig
 from drift.decoding import decode
-from drift.masking import build_views
+from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.viewer import TraceRow, View, replay, trace_rows, write_trace

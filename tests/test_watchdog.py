@@ -15,7 +15,7 @@ import torch
 
 from drift.common import rng, terminal
 from drift.decoding import decode
-from drift.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import micro_batches, token_logps
 from tests.conftest import ROOT, make_policy, make_rollout, replay_views, rollout_config
 from tests.test_own_task import TINY, block
 

@@ -2,7 +2,7 @@
 
     python scripts/docs/pictures.py      # writes docs/images/masking_*.svg
 
-The views are those of drift.masking on one trace. It is an answer of data/tiny-countdown to
+The views are those of drift.learner.masking on one trace. It is an answer of data/tiny-countdown to
 "2 18 15=5" (temperature 1, 16 tokens in blocks of 4, two a step); tests/test_docs_pictures.py holds
 it to the checkpoint. It is written down here, since confidences of nearly 1 on which another
 processor rounds otherwise would give another order.
@@ -21,7 +21,7 @@ import torch
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
 from drift.config import GROUPS, MaskingConfig
-from drift.masking import build_views
+from drift.learner.masking import build_views
 
 FOLDER = ROOT / "docs" / "images"
 PROMPT = "2 18 15=5"

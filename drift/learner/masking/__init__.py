@@ -21,9 +21,9 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, Trace
 from drift.config import MaskingConfig, MaskingStrategy
-from drift.masking.basic import all_, coupled, coupled_ratio, random_
-from drift.masking.elbo import block, elbo, quadrature
-from drift.masking.states import left_to_right, replay, sequential, trace_groups
+from drift.learner.masking.basic import all_, coupled, coupled_ratio, random_
+from drift.learner.masking.elbo import block, elbo, quadrature
+from drift.learner.masking.states import left_to_right, replay, sequential, trace_groups
 
 STRATEGIES: dict[MaskingStrategy, Callable[[Trace, Tensor, MaskingConfig, int], MaskedViews]] = {
     MaskingStrategy.sequential: sequential,

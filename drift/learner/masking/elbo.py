@@ -14,7 +14,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
 from drift.config import BlockConfig, ElboConfig, MaskingConfig, QuadratureConfig, Times
-from drift.masking.basic import hide_and_score, random_ranks
+from drift.learner.masking.basic import hide_and_score, random_ranks
 
 
 def draw_times(rows_B: Tensor, num_views: int, times: Times, key: int) -> Tensor:

@@ -9,14 +9,12 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
-from drift.gap import importance_weights
-from drift.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
-from drift.masking import prompt_masks
-from drift.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
-from drift.policy.base import Policy
-from drift.policy.lora import adapter_off
-from drift.row_objective import ScoredRows, row_gradient, surrogate
-from drift.value import (
+from drift.learner.gap import importance_weights
+from drift.learner.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
+from drift.learner.masking import prompt_masks
+from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.learner.sequence_objective import ScoredRows, row_gradient, surrogate
+from drift.learner.value import (
     ValueTargets,
     moments,
     step_targets,
@@ -24,6 +22,8 @@ from drift.value import (
     value_loss,
     with_value_loss,
 )
+from drift.policy.base import Policy
+from drift.policy.lora import adapter_off
 
 
 def settle_scored(views: MaskedViews, old: TokenLogps | None) -> Tensor:

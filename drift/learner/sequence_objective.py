@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drift.common.types import LossOutput
 from drift.config import Level, ObjectiveConfig, PolicyLoss
-from drift.objective import KL_ESTIMATORS, TOKEN_LOSSES, Weights
+from drift.learner.objective import KL_ESTIMATORS, TOKEN_LOSSES, Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

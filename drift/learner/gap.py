@@ -14,8 +14,8 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config import RunConfig
-from drift.likelihood import micro_batches, pad_batches, token_logps
-from drift.objective import k3
+from drift.learner.likelihood import micro_batches, pad_batches, token_logps
+from drift.learner.objective import k3
 from drift.policy.base import Policy
 
 MAX_ROWS = 64  # rows measured at each step on one rank

@@ -12,7 +12,7 @@ from drift.config import (
     SequentialConfig,
     TraceConfig,
 )
-from drift.masking.basic import NO_CANDIDATES
+from drift.learner.masking.basic import NO_CANDIDATES
 
 
 def step_surprisal(trace: Trace, num_steps: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""From graded completions to optimizer steps: views, log-probs, advantages, losses, updates."""

@@ -14,7 +14,7 @@ _LAZY = {
     "Policy": "drift.policy.base",
     "load_task": "drift.scoring",
     "score": "drift.scoring",
-    "generate": "drift.generation",
+    "generate": "drift.rollout.generate",
 }
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -25,11 +25,11 @@ from drift.common.errors import CheckpointError, ConfigError, DataError
 from drift.common.files import flush, lock, write_json
 from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
-from drift.evaluation import Completion, Problems, complete
 from drift.manifest import data_digest, installed
 from drift.policy.base import Policy
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
+from drift.rollout.evaluate import Completion, Problems, complete
 from drift.tasks import Task
 from drift.traces import pick_rows
 from drift.viewer import NUM_ALTERNATIVES, TraceRow, View, trace_rows

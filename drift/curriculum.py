@@ -19,8 +19,8 @@ from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import InformativeConfig, RunConfig
-from drift.evaluation import Problems
 from drift.learner.advantage import SAME_REWARD, spread
+from drift.rollout.evaluate import Problems
 
 PRIOR = 0.5  # right and wrong completions that every prompt begins with: Jeffreys' prior of a share
 log = logging.getLogger("drift")

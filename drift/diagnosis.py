@@ -14,11 +14,11 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import CacheMode, Dtype, ObjectiveConfig, OptimConfig, RolloutConfig
-from drift.decoding import decode
 from drift.learner.likelihood import micro_batches, token_logps
 from drift.learner.objective import k3
 from drift.memory import GIB, Sizes, sampling, training, words
 from drift.policy.base import Policy
+from drift.rollout.decoding import decode
 
 WORST_CACHE_KL = 0.5  # nats a token; beyond it a cached sampler is another model
 # what rounding may move a logit or a log-prob by, as a share of the largest logit: several times

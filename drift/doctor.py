@@ -18,7 +18,7 @@ def run(config: DoctorConfig) -> None:
     from drift.diagnosis import Patient, examine, memory_needs
     from drift.memory import Sizes, split_of
     from drift.policy.loading import load_model
-    from drift.prompts import encode_all, render
+    from drift.rollout.prompts import encode_all, render
     from drift.tasks import Split, build_task
     from drift.tasks.base import GeneratedTask
 

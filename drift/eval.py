@@ -105,10 +105,10 @@ def finish_cell(
     from contextlib import nullcontext
 
     from drift.cells import run_cell
-    from drift.evaluation import load_problems
     from drift.grid import summarize, update_results
     from drift.policy.loading import load_model
-    from drift.prompts import render
+    from drift.rollout.evaluate import load_problems
+    from drift.rollout.prompts import render
 
     progress = cell.progress
     with cell.sole_user() if engine.is_main else nullcontext():

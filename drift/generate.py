@@ -164,8 +164,8 @@ def run(config: GenerateConfig) -> None:
     prompts = read_prompts(config)
     check_trace(config)
     from drift.cluster.engine import Engine
-    from drift.generation import complete
     from drift.policy.loading import load_model, policy_folder
+    from drift.rollout.generate import complete
     from drift.viewer import NUM_ALTERNATIVES, trace_rows, write_trace
 
     engine = Engine(config.cluster, config.model.dtype)

@@ -16,9 +16,9 @@ from typing import Any
 from drift.cells import CELL, Cell, Progress, digest
 from drift.common.files import locked, write_json
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evaluation import Completion
 from drift.policy.loading import read_json
 from drift.report import survives_a_full_disk
+from drift.rollout.evaluate import Completion
 from drift.viewer import write_trace
 
 CELLS = "cells"

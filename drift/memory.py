@@ -7,7 +7,6 @@ Activations are what autograd keeps for the backward pass; tests compare them wi
 
 from dataclasses import dataclass
 
-from drift.caching import cache_length
 from drift.config import (
     CacheMode,
     ClusterConfig,
@@ -20,6 +19,7 @@ from drift.config import (
 )
 from drift.policy.backbone import BackboneConfig
 from drift.policy.base import head_chunk_bytes
+from drift.rollout.caching import cache_length
 
 WIDTH = {Dtype.float32: 4, Dtype.bfloat16: 2}
 HEAD_COPIES = 4  # logits, their softmax and two temporaries of one chunk

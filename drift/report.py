@@ -13,8 +13,8 @@ from drift.common import terminal
 from drift.common.files import write_json
 from drift.common.types import Advantages, Rollout
 from drift.config import AdvantageEstimator, RunConfig
-from drift.evaluation import EvalResult
 from drift.policy.loading import read_json
+from drift.rollout.evaluate import EvalResult
 from drift.tracking import PHASES, TRAINING, Tracker
 from drift.viewer import TraceRow, write_trace
 

@@ -25,11 +25,11 @@ from drift.common.files import flush, give_back, publish
 from drift.common.types import Example
 from drift.config import SFTConfig
 from drift.contamination import check_overlap
-from drift.evaluation import Problems, evaluate, load_problems
 from drift.manifest import data_digests, write_origin
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
-from drift.prompts import encode_all, render
+from drift.rollout.evaluate import Problems, evaluate, load_problems
+from drift.rollout.prompts import encode_all, render
 from drift.stores import STEP, TIME
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask

@@ -1,8 +1,8 @@
 """A masked diffusion model small enough to count: every answer, every trajectory, every gradient.
 
 A few words, a canvas of a few tokens, a real network (drift.policy) with random weights, the real
-rules of decoding (drift.remasking, drift.sampling). There are (W + 1)^C canvases of words and
-masks. What the network says of all of them is a table; the probability of a trajectory is a product
+rules of decoding (drift.rollout). There are (W + 1)^C canvases of words and masks. What the network
+says of all of them is a table; the probability of a trajectory is a product
 of numbers of the table, and the gradient of anything a combination of the table's gradients.
 """
 
@@ -19,8 +19,8 @@ from drift.config import Confidence, RolloutConfig, ToyConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.llada import LLADA
-from drift.remasking import RULES
-from drift.sampling import CONFIDENCES
+from drift.rollout.remasking import RULES
+from drift.rollout.sampling import CONFIDENCES
 
 STOP, MASK, FIRST = 0, 1, 2  # token ids: the stop token is a word, too
 

@@ -174,10 +174,10 @@ def build(
     """
     from drift import checkpointing
     from drift.contamination import check_overlap
-    from drift.evaluation import load_problems
     from drift.policy import lora
     from drift.policy.loading import find_checkpoint, load_model, torch_dtype
     from drift.report import Report
+    from drift.rollout.evaluate import load_problems
     from drift.tasks import build_task
     from drift.tracking import Tracker
     from drift.trainer import Trainer
@@ -279,7 +279,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
     from drift import checkpointing
     from drift.manifest import write_origin
-    from drift.prompts import render
+    from drift.rollout.prompts import render
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
     params, digests = dict(flat("", settings_of(config))), digests_of(trainer)

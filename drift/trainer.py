@@ -18,7 +18,6 @@ from drift.common.errors import CheckpointError, ConfigError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.curriculum import Curriculum
-from drift.evaluation import EvalResult, Problems, UnfinishedError, evaluate
 from drift.learner.advantage import estimate
 from drift.learner.gap import sampler_gap, warn_of_gap
 from drift.learner.masking import build_views
@@ -29,6 +28,7 @@ from drift.policy.loading import torch_dtype
 from drift.policy.replica import Gathered, Replica
 from drift.report import Progress, Report, step_metrics
 from drift.rollout import collect
+from drift.rollout.evaluate import EvalResult, Problems, UnfinishedError, evaluate
 from drift.tasks import Task
 from drift.traces import training_rows
 

@@ -19,7 +19,7 @@ from drift.common.errors import CheckpointError
 from drift.common.types import Example, PromptBatch, Rollout, Score
 from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split, register
 from drift.curriculum import Curriculum, PassRates
-from drift.evaluation import Problems
+from drift.rollout.evaluate import Problems
 from tests.conftest import Run, make_rollout, make_trace, read_lines
 from tests.test_ranks import TWO, differences
 from tests.test_train import ELSEWHERE, start, steady, wait_for_lines

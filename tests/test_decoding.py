@@ -10,10 +10,10 @@ from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
 from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
-from drift.decoding import decode
 from drift.policy.base import Policy
-from drift.remasking import factor, static, threshold
-from drift.sampling import invert
+from drift.rollout.decoding import decode
+from drift.rollout.remasking import factor, static, threshold
+from drift.rollout.sampling import invert
 from tests.conftest import bools, make_policy, rollout_config
 from tests.plain import plain_decode
 

@@ -66,7 +66,7 @@ def followed(guide: str, files: dict[str, tuple[str, ...]], folder: Path) -> Non
         (
             "adding_a_masking.md",
             {
-                "python": ("drift/masking/suffix.py", "tests/test_suffix.py"),
+                "python": ("drift/learner/masking/suffix.py", "tests/test_suffix.py"),
                 "yaml": ("conf/masking/suffix.yaml",),
             },
         ),

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from drift.caching import Cached
 from drift.cli import typed
 from drift.config import CacheMode, Dtype
-from drift.decoding import decode
 from drift.diagnosis import Patient, caches, examine, padding, replay, shift
 from drift.learner.likelihood import micro_batches, token_logps
 from drift.policy.loading import load_policy, torch_dtype
-from drift.prompts import encode_all
+from drift.rollout.caching import Cached
+from drift.rollout.decoding import decode
+from drift.rollout.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
 from tests.conftest import ROOT, Run, make_rollout, replay_views

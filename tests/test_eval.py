@@ -21,9 +21,9 @@ from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ClusterConfig, Dtype, Split
-from drift.evaluation import Completion, Problems, complete
 from drift.grid import done_cells
 from drift.policy.loading import load_policy
+from drift.rollout.evaluate import Completion, Problems, complete
 from drift.tasks import TASKS, build_task
 from tests.conftest import ROOT, Run, read_lines, rollout_config
 from tests.test_config import composed, typed

@@ -10,7 +10,6 @@ from hypothesis import given, strategies as st
 
 from drift.cells import Progress, digest
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evaluation import Completion
 from drift.grid import (
     Group,
     compare,
@@ -22,6 +21,7 @@ from drift.grid import (
     short_names,
     summarize,
 )
+from drift.rollout.evaluate import Completion
 
 
 def completion(key: str, sample: int = 0, answer: str | None = "7", correct: bool = False):

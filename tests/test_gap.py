@@ -19,9 +19,9 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
-from drift.decoding import decode
 from drift.learner.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
 from drift.policy.base import Policy
+from drift.rollout.decoding import decode
 from tests.conftest import bools, make_policy, make_rollout, make_trace, masking, rollout_config
 
 KEY = rng.stream(3, "test")

@@ -17,10 +17,10 @@ import drift
 from drift.common.errors import ConfigError, RolloutError
 from drift.common.types import Trace
 from drift.generate import HOW, Screen, lines_of, literal, style_of
-from drift.generation import complete, generate, rollout_config
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
 from drift.policy.lora import factors, save_adapter
+from drift.rollout.generate import complete, generate, rollout_config
 from tests.conftest import ROOT
 from tests.test_lora import adapted
 from tests.test_viewer import embedded
@@ -289,8 +289,8 @@ def test_a_terminal_takes_no_orders_from_a_model(tiny: Policy) -> None:
 
 
 def test_the_function_stays_when_the_command_is_imported() -> None:
-    code = "import drift, drift.generate; from drift.generate import run; import drift.generation; "
-    code += "assert drift.generate is drift.generation.generate; "
+    code = "import drift, drift.generate, drift.rollout.generate; from drift.generate import run; "
+    code += "assert drift.generate is drift.rollout.generate.generate; "
     code += "import sys; assert sys.modules['drift.generate'].run is run"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -32,12 +32,12 @@ from drift.config import (
     ToyConfig,
     TraceConfig,
 )
-from drift.decoding import decode
 from drift.estimates import measure_masking, measure_objective
 from drift.lab import BEGIN, END, averaged, basic_maskings, other_maskings
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks
 from drift.policy.base import Policy
+from drift.rollout.decoding import decode
 from drift.toy import (
     Space,
     enumerate_trajectories,

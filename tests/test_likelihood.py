@@ -25,11 +25,11 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
-from drift.decoding import decode
 from drift.learner.likelihood import micro_batches, score, token_logps
 from drift.learner.masking import STRATEGIES, build_views
 from drift.learner.update import padding, settle_scored, update
 from drift.policy.base import Policy
+from drift.rollout.decoding import decode
 from tests.conftest import (
     make_policy,
     make_rollout,

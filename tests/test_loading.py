@@ -18,7 +18,7 @@ from drift.common.types import Example
 from drift.config import TaskConfig
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, load_tokenizer, save_policy
-from drift.prompts import encode, render
+from drift.rollout.prompts import encode, render
 from tests.oracles import CONFIGS, Weights, random_weights, write_checkpoint, write_shards
 
 BLANK_TINY = Path(__file__).resolve().parents[1] / "scripts" / "blank_tiny.py"

@@ -8,10 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drift import caching
 from drift.common import rng
 from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
-from drift.decoding import decode
 from drift.learner.likelihood import micro_batches, score
 from drift.memory import (
     ALONE,
@@ -28,6 +26,8 @@ from drift.memory import (
 from drift.policy import base, lora
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.loading import FAMILIES
+from drift.rollout import caching
+from drift.rollout.decoding import decode
 from tests.conftest import make_policy, make_rollout, objective, replay_views, rollout_config
 from tests.oracles import CONFIGS
 

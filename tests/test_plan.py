@@ -30,10 +30,10 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
-from drift.decoding import decode
 from drift.memory import Sizes, Split, Terms
 from drift.policy.backbone import BackboneConfig
 from drift.policy.replica import Replica
+from drift.rollout.decoding import decode
 from drift.trainer import sampler_of
 from tests.conftest import ROOT, make_policy, objective, rollout_config
 

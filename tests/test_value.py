@@ -11,13 +11,13 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Rollout
 from drift.config import ClusterConfig, Dtype, RunConfig, ValueConfig
-from drift.decoding import decode
 from drift.learner.advantage import estimate
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views
 from drift.learner.update import update
 from drift.learner.value import moments, step_targets, summary, value_loss
 from drift.policy.base import VALUE_HEAD, Policy
+from drift.rollout.decoding import decode
 from tests.conftest import bools, make_policy, make_rollout, rollout_config
 from tests.formulas import clipped, k3, step_estimates
 from tests.test_presets import composed

@@ -13,10 +13,10 @@ from hypothesis import given, strategies as st
 from drift.common import rng
 from drift.common.types import Advantages, Rollout, Score
 from drift.config import MaskingStrategy, SequentialConfig
-from drift.decoding import decode
 from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
+from drift.rollout.decoding import decode
 from drift.viewer import TraceRow, View, replay, trace_rows, write_trace
 from tests.conftest import ROOT, make_rollout, make_trace, masking, rollout_config
 

@@ -29,11 +29,11 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
-from drift.decoding import decode
 from drift.learner.masking import build_views
 from drift.learner.update import prepare, restrict
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
+from drift.rollout.decoding import decode
 from drift.traces import pick_rows, training_rows
 from tests.conftest import ROOT, Run, make_rollout, masking, rollout_config
 from tests.test_config import composed, typed

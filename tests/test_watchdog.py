@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from drift.common import rng, terminal
-from drift.decoding import decode
 from drift.learner.likelihood import micro_batches, token_logps
+from drift.rollout.decoding import decode
 from tests.conftest import ROOT, make_policy, make_rollout, replay_views, rollout_config
 from tests.test_own_task import TINY, block
 

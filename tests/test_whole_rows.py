@@ -10,7 +10,6 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
 from drift.config import ClusterConfig, Dtype, Level, Normalization, RunConfig
-from drift.decoding import decode
 from drift.learner.advantage import estimate
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks
@@ -18,6 +17,7 @@ from drift.learner.objective import ScoredTokens, policy_objective, row_sizes, w
 from drift.learner.sequence_objective import ScoredRows, row_objective
 from drift.learner.update import restrict, settle_scored, update
 from drift.policy.base import Policy
+from drift.rollout.decoding import decode
 from tests.conftest import make_policy, make_rollout, rollout_config
 from tests.test_presets import LOSSES, PAPERS, composed
 

@@ -24,11 +24,11 @@ from drift.config import (
     RemaskingRule,
     RolloutConfig,
 )
-from drift.decoding import decode
 from drift.diagnosis import Patient, examine
 from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
+from drift.rollout.decoding import decode
 
 
 def write_checkpoint(shape: str, folder: Path, device: str) -> float:

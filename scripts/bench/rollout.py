@@ -27,11 +27,11 @@ from common import (
     show,
 )
 
-from drift import caching, decoding
 from drift.common import rng
 from drift.common.types import Trace
 from drift.config import CacheMode, RemaskingRule, RolloutConfig
 from drift.policy.base import Policy
+from drift.rollout import caching, decoding
 from tests.plain import naive_decode
 
 KEY = rng.stream(0, "bench")

@@ -7,9 +7,9 @@ import torch
 from drift.common import terminal
 from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import RolloutConfig
-from drift.decoding import decode
 from drift.policy.base import Policy
 from drift.reward import grade
+from drift.rollout.decoding import decode
 from drift.tasks import Task
 
 

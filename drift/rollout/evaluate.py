@@ -14,10 +14,10 @@ from drift.common import rng, terminal
 from drift.common.stats import Accuracy
 from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
-from drift.decoding import decode
 from drift.policy.base import Policy
-from drift.prompts import encode_all
-from drift.rollout import texts_of
+from drift.rollout.collect import texts_of
+from drift.rollout.decoding import decode
+from drift.rollout.prompts import encode_all
 from drift.tasks import Task
 
 log = logging.getLogger("drift")

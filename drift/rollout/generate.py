@@ -19,10 +19,10 @@ from drift.config import (
     RolloutConfig,
     TaskConfig,
 )
-from drift.decoding import decode
 from drift.policy.base import Policy
-from drift.prompts import encode_text, render
-from drift.rollout import texts_of
+from drift.rollout.collect import texts_of
+from drift.rollout.decoding import decode
+from drift.rollout.prompts import encode_text, render
 from drift.validate import validate
 
 DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift.caching import Blocks, Cached, Exact, open_cache
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
 from drift.config import Confidence, RolloutConfig
 from drift.policy.base import Policy
-from drift.remasking import RULES, shuffle
-from drift.sampling import draw
+from drift.rollout.caching import Blocks, Cached, Exact, open_cache
+from drift.rollout.remasking import RULES, shuffle
+from drift.rollout.sampling import draw
 
 ORDER = 1  # counter that keeps the noise over positions apart from the noise over words
 

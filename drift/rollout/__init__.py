@@ -1,0 +1,1 @@
+"""From prompts to graded completions: decoding, caches, sampling, remasking."""

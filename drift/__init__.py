@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "load_policy": "drift.policy.loading",
     "Policy": "drift.policy.base",
-    "load_task": "drift.scoring",
-    "score": "drift.scoring",
+    "load_task": "drift.tasks.scoring",
+    "score": "drift.tasks.scoring",
     "generate": "drift.rollout.generate",
 }
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,8 +8,8 @@ import os
 import runpy
 import sys
 
-from drift.cli import CONF, PACKAGE
-from drift.help import docstring
+from drift.cli.help import docstring
+from drift.config.compose import CONF, PACKAGE
 
 
 def commands() -> dict[str, str]:

@@ -12,13 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common import terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
-from drift.config import CompareConfig, MlflowConfig
-from drift.differences import differing, unnamed
-from drift.runs import (
+from drift.comparison.records import (
     FIGURES,
     REPORT_TAG,
     Group,
@@ -30,7 +28,9 @@ from drift.runs import (
     horizon,
     pareto,
 )
-from drift.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
+from drift.config import CompareConfig, MlflowConfig
+from drift.runs.differences import differing, unnamed
+from drift.runs.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
 
 ACCURACIES = {"first": "before", "last": "final", "best": "best (validation)"}
 FORMATS = {"steps": ".0f", "seconds": ".0f", "tokens/s": ".0f", "NFE": ".1f", "peak GiB": ".2f"}
@@ -185,7 +185,7 @@ def show(comparison: Comparison) -> None:
 
 def write_report(folder: Path, comparison: Comparison, address: str | None) -> list[Path]:
     """Write the report's files and return their paths."""
-    from drift.charts import CHARTS, DASHES, looks, svg, write_sheets
+    from drift.comparison.charts import CHARTS, DASHES, looks, svg, write_sheets
 
     folder.mkdir(parents=True, exist_ok=True)
     css = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
@@ -222,7 +222,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
 def template() -> Any:
     from jinja2 import Environment, FileSystemLoader
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(Path(__file__).parent / "comparison")
     return Environment(loader=loader, autoescape=True).get_template("compare.html")
 
 

@@ -5,7 +5,7 @@ import sys
 from rich.table import Table
 from rich.text import Text
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common import terminal
 from drift.config import DoctorConfig
 
@@ -15,8 +15,8 @@ NUM_EXAMPLES = 8
 def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
     from drift.cluster.engine import Engine
-    from drift.diagnosis import Patient, examine, memory_needs
-    from drift.memory import Sizes, split_of
+    from drift.planning.diagnosis import Patient, examine, memory_needs
+    from drift.planning.memory import Sizes, split_of
     from drift.policy.loading import load_model
     from drift.rollout.prompts import encode_all, render
     from drift.tasks import Split, build_task

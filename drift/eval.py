@@ -13,17 +13,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.common import terminal
 from drift.common.errors import CheckpointError
 from drift.config import EvalRunConfig
 
 if TYPE_CHECKING:
-    from drift.cells import Cell
     from drift.cluster.engine import Engine
     from drift.common.types import Example
-    from drift.grid import Group
+    from drift.evals.cell import Cell
+    from drift.evals.results import Group
     from drift.tasks import Task
 
 WIDTH = 120  # of the tables where there is no terminal
@@ -32,10 +32,17 @@ log = logging.getLogger("drift")
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
-    from drift.cells import Cell, Progress, checkpoint_folder, position_in, protocol, protocol_name
     from drift.cluster.engine import Engine
     from drift.common.files import write_json
-    from drift.grid import CELLS, PROTOCOL, group_of
+    from drift.evals.cell import (
+        Cell,
+        Progress,
+        checkpoint_folder,
+        position_in,
+        protocol,
+        protocol_name,
+    )
+    from drift.evals.results import CELLS, PROTOCOL, group_of
     from drift.policy.loading import find_checkpoint, policy_folder
     from drift.tasks import build_task
 
@@ -104,8 +111,8 @@ def finish_cell(
     """Complete what a cell lacks, count, track; here the only reference to the policy ends."""
     from contextlib import nullcontext
 
-    from drift.cells import run_cell
-    from drift.grid import summarize, update_results
+    from drift.evals.cell import run_cell
+    from drift.evals.results import summarize, update_results
     from drift.policy.loading import load_model
     from drift.rollout.evaluate import load_problems
     from drift.rollout.prompts import render
@@ -131,9 +138,9 @@ def finish_cell(
 
 def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
     """A run in MLflow for the cell, with the table as it is now."""
-    from drift.grid import PROTOCOL, metrics
+    from drift.evals.results import PROTOCOL, metrics
     from drift.policy.loading import read_json
-    from drift.tracking import Tracker
+    from drift.runs.tracking import Tracker
 
     content = read_json(cell.folder.parent / PROTOCOL)
     params: dict[str, Any] = {
@@ -157,7 +164,7 @@ def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
 
 def show(results: Path, group: "Group") -> None:
     """The command's own cells on the terminal, and where the rest is."""
-    from drift.grid import PAIR, compared, header, line, pair_line, short_names, title
+    from drift.evals.results import PAIR, compared, header, line, pair_line, short_names, title
 
     console = terminal.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]

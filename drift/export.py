@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common.errors import ConfigError
 from drift.config import ExportConfig
 

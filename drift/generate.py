@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common.errors import ConfigError, DataError
 from drift.config import GenerateConfig
 
@@ -166,7 +166,7 @@ def run(config: GenerateConfig) -> None:
     from drift.cluster.engine import Engine
     from drift.policy.loading import load_model, policy_folder
     from drift.rollout.generate import complete
-    from drift.viewer import NUM_ALTERNATIVES, trace_rows, write_trace
+    from drift.traces.page import NUM_ALTERNATIVES, trace_rows, write_trace
 
     engine = Engine(config.cluster, config.model.dtype)
     path = policy_folder(config.model.path)

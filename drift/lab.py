@@ -1,8 +1,8 @@
 """The estimator lab: `python -m drift.lab`.
 
-Every masking estimates a likelihood that cannot be computed; on a toy (drift.toy) it can. The lab
-counts the truth, measures each masking and each masking with each objective against it
-(drift.estimates), averages over random networks, and writes lab.json, lab.md and lab.png. With
+Every masking estimates a likelihood that cannot be computed; on a toy (drift/toy) it can. The lab
+counts the truth, measures each masking and each masking with each objective against it, averages
+over random networks, and writes lab.json, lab.md and lab.png. With
 `page=docs/lab.md` it also makes that page's tables and its picture anew.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
@@ -41,10 +41,10 @@ from drift.config import (
     Times,
     TraceConfig,
 )
-from drift.validate_learning import masking_problems, objective_problems
+from drift.config.checks_learner import masking_problems, objective_problems
 
 if TYPE_CHECKING:
-    from drift.truth import Truth
+    from drift.toy.truth import Truth
 
 log = logging.getLogger("drift")
 Results = dict[str, list[dict[str, Any]]]
@@ -187,9 +187,9 @@ def num_estimates(config: LabConfig) -> int:
 
 def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -> dict[str, Any]:
     """Everything about one random network; calls `advance` after each masking."""
-    from drift.estimates import measure_masking
-    from drift.toy import make_toy, space_of
-    from drift.truth import count
+    from drift.toy.estimates import measure_masking
+    from drift.toy.model import make_toy, space_of
+    from drift.toy.truth import count
 
     length = config.rollout.gen_length
     space = space_of(config.toy, length)
@@ -228,9 +228,9 @@ def measure_objectives(
     config: LabConfig, number: int, lag: float, advance: Callable[[], object]
 ) -> dict[str, Any]:
     """Each masking with each objective, by a policy that is `lag` away from the sampler."""
-    from drift.estimates import measure_objective
-    from drift.toy import lagging, make_toy, space_of, table
-    from drift.truth import count
+    from drift.toy.estimates import measure_objective
+    from drift.toy.model import lagging, make_toy, space_of, table
+    from drift.toy.truth import count
 
     rollout, seed = config.rollout, config.seed + number
     space = space_of(config.toy, rollout.gen_length)

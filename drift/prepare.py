@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift import __version__
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest, flush, publish, write_json
 from drift.config import Split
-from drift.data_config import Dataset, OnError, PrepareConfig
+from drift.config.data import Dataset, OnError, PrepareConfig
 
 if TYPE_CHECKING:
-    from drift.contamination import Problem
-    from drift.sources import Part
+    from drift.datasets.sources import Part
+    from drift.tasks.contamination import Problem
 
 log = logging.getLogger("drift")
 Fields = dict[str, Any]
@@ -33,7 +33,7 @@ SHOWN = 5  # bad records named in the log
 
 def load(config: PrepareConfig) -> tuple[list["Part"], Fields]:
     """The raw parts, and what the manifest says of their origin."""
-    from drift.sources import SOURCES, hub_parts, parts_of
+    from drift.datasets.sources import SOURCES, hub_parts, parts_of
 
     if config.source is None:
         parts, commit = hub_parts(config.dataset)
@@ -54,8 +54,8 @@ def convert(
     Raises:
         DataError: a record is bad and `on_error` does not say to skip it.
     """
-    from drift.scoring import load_task
-    from drift.sources import SOURCES
+    from drift.datasets.sources import SOURCES
+    from drift.tasks.scoring import load_task
 
     source, task = SOURCES[dataset], load_task(dataset)
     splits: Splits = {split: [] for split in Split}
@@ -106,7 +106,7 @@ def problems_in(paths: list[str]) -> list["Problem"]:
     Raises:
         DataError: a file cannot be read, or a record is not in the data format.
     """
-    from drift.sources import problem_of
+    from drift.datasets.sources import problem_of
     from drift.tasks.records import read_records
 
     found: list[Problem] = []
@@ -132,9 +132,9 @@ def separate(splits: Splits, excluded: list["Problem"], written: bool) -> dict[s
     Returns:
         The ids that were taken out of train, by reason.
     """
-    from drift.contamination import matches
-    from drift.sources import problem_of
+    from drift.datasets.sources import problem_of
     from drift.tasks.base import held_out
+    from drift.tasks.contamination import matches
 
     def take_out(held: list["Problem"]) -> list[str]:
         train = splits[Split.train]
@@ -212,7 +212,7 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
 
 def run(config: PrepareConfig) -> None:
     """Load, convert, separate, write, and say what was written."""
-    from drift.sources import SOURCES
+    from drift.datasets.sources import SOURCES
 
     dataset, folder = config.dataset, Path(config.output).expanduser()
     before = written_before(folder)

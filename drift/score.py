@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common import terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest, flush, write_json
@@ -91,9 +91,9 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 def run(config: ScoreConfig) -> None:
     """Grade the input line by line; write the grades, then their summary beside them."""
     from drift.common.stats import Accuracy
-    from drift.scoring import graded
     from drift.tasks import build_task
     from drift.tasks.records import read_records
+    from drift.tasks.scoring import graded
 
     source, target = Path(config.input).expanduser(), Path(config.output).expanduser()
     if source.resolve() == target.resolve():

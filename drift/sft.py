@@ -15,26 +15,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drift import ranks
-from drift.checkpointing import make_room, together
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.cluster.engine import Engine
-from drift.common import rng, terminal
+from drift.common import ranks, rng, terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import flush, give_back, publish
 from drift.common.types import Example
 from drift.config import SFTConfig
-from drift.contamination import check_overlap
-from drift.manifest import data_digests, write_origin
+from drift.config.checks_learner import idle_settings
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
 from drift.rollout.evaluate import Problems, evaluate, load_problems
 from drift.rollout.prompts import encode_all, render
-from drift.stores import STEP, TIME
+from drift.runs.checkpoints import make_room, together
+from drift.runs.manifest import data_digests, write_origin
+from drift.runs.stores import STEP, TIME
+from drift.runs.tracking import MetricsFile
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
-from drift.tracking import MetricsFile
-from drift.validate_learning import idle_settings
+from drift.tasks.contamination import check_overlap
 
 MIN_T = 0.03  # bounds the weight 1/t
 log = logging.getLogger("drift")

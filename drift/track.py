@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.common.errors import ConfigError
 from drift.config import TrackConfig
 
@@ -17,7 +17,7 @@ log = logging.getLogger("drift")
 
 def run(config: TrackConfig) -> None:
     """Sync every run under the folder; ConfigError if one is not up to date then."""
-    from drift.tracking import CARD, sync
+    from drift.runs.tracking import CARD, sync
 
     folder = Path(config.folder).expanduser()
     cards = sorted(folder.rglob(CARD))

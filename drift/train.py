@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from drift.cli import run_command
+from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import CheckpointError, ConfigError, PreemptedError
 from drift.common.files import load_json, lock
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
-from drift.differences import BOOKKEEPING
-from drift.validate_learning import idle_settings
+from drift.config.checks_learner import idle_settings
+from drift.runs.differences import BOOKKEEPING
 
 if TYPE_CHECKING:
     from drift.cluster.engine import Engine
-    from drift.trainer import Trainer
+    from drift.training.trainer import Trainer
 
 log = logging.getLogger("drift")
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
@@ -49,7 +49,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def digests_of(trainer: "Trainer") -> dict[str, Any]:
-    from drift.manifest import data_digests
+    from drift.runs.manifest import data_digests
 
     return data_digests({s.value: p.examples for s, p in trainer.problems.items()})
 
@@ -112,7 +112,7 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
         CheckpointError: a given one is not there or not whole, or all of this folder are damaged.
         ConfigError: resume=never, but the folder holds a run that would be lost.
     """
-    from drift import checkpointing
+    from drift.runs import checkpoints
 
     own = Path(config.output_dir) / "checkpoints"
     if config.resume == "never" and not engine.agree(is_requeued()):
@@ -124,7 +124,7 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
         return None
     automatic = config.resume in AUTOMATIC
     if automatic or engine.agree(began_so(config)):
-        found = checkpointing.newest(own, engine)
+        found = checkpoints.newest(own, engine)
         if found or automatic:
             return found
     folder = Path(config.resume)
@@ -132,7 +132,7 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
         raise CheckpointError(
             f"resume={config.resume} is not a folder; use auto, never or a checkpoint's folder"
         )
-    return folder, checkpointing.check(folder, engine)
+    return folder, checkpoints.check(folder, engine)
 
 
 def began_so(config: RunConfig) -> bool:
@@ -172,15 +172,16 @@ def build(
     Returns:
         The trainer, and what `contamination.check_overlap` found.
     """
-    from drift import checkpointing
-    from drift.contamination import check_overlap
     from drift.policy import lora
+    from drift.policy.base import VALUE_HEAD
     from drift.policy.loading import find_checkpoint, load_model, torch_dtype
-    from drift.report import Report
     from drift.rollout.evaluate import load_problems
+    from drift.runs import checkpoints
+    from drift.runs.tracking import Tracker
     from drift.tasks import build_task
-    from drift.tracking import Tracker
-    from drift.trainer import Trainer
+    from drift.tasks.contamination import check_overlap
+    from drift.training.report import Report
+    from drift.training.trainer import Trainer
 
     model = config.model
     origin = find_checkpoint(model.path, model.revision)
@@ -204,10 +205,10 @@ def build(
     if objective.advantage == AdvantageEstimator.gae:
         policy.attach_value_head()
     num_updates = config.num_steps * objective.num_updates
-    engine.prepare(policy, config.optim, num_updates, head_lr=objective.value.lr)
+    engine.prepare(policy, config.optim, num_updates, lrs={VALUE_HEAD: objective.value.lr})
     if engine.partition.dtype != torch_dtype(Dtype.float32):
         folder = find_checkpoint(path) if path else origin
-        checkpointing.restore_master_weights(folder, engine, policy)
+        checkpoints.restore_master_weights(folder, engine, policy)
     tracker = Tracker(config.tracking, Path(config.output_dir))
     trainer = Trainer(
         config, engine=engine, policy=policy, reference=reference, task=task, problems=problems,
@@ -277,14 +278,14 @@ def place_line(config: RunConfig, engine: "Engine") -> str:
 
 def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
-    from drift import checkpointing
-    from drift.manifest import write_origin
     from drift.rollout.prompts import render
+    from drift.runs import checkpoints
+    from drift.runs.manifest import write_origin
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
     params, digests = dict(flat("", settings_of(config))), digests_of(trainer)
     if resumed:
-        checkpointing.drop_after(folder / "checkpoints", trainer.progress.step)
+        checkpoints.drop_after(folder / "checkpoints", trainer.progress.step)
     other = is_another(folder, params | dict(flat("data", digests)), resumed=resumed is not None)
     if other or (resumed and resumed[0] == Path(config.resume)):  # or another branch
         tracker.forget()

@@ -4,7 +4,7 @@ python scripts/plan.py experiment=llada_math cluster=slurm cluster.num_processes
 python scripts/plan.py experiment=llada_math cluster.num_processes=8 --over cluster.num_machines=1,8
 
 Computed from the composed config of drift.train and the checkpoint's sizes; no weights are read.
-Formulas: drift/memory.py and drift/cost.py, with N weights, T trained, w bytes of model.dtype,
+Formulas: drift/planning, memory.py and cost.py, with N weights, T trained, w bytes of model.dtype,
 R ranks, L layers, D width, S tokens of a row. Times take the given rates and no overlap.
 """
 
@@ -20,14 +20,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from hydra import compose, initialize_config_dir
 from shapes import HUB, SHAPES
 
-from drift import cost, memory
-from drift.cli import CONF, USER_ERRORS, explain, typed
 from drift.common.errors import ConfigError
 from drift.config import ModelConfig, RunConfig, register
-from drift.memory import GIB, Sizes, Terms
+from drift.config.checks import validate
+from drift.config.compose import CONF, typed
+from drift.config.explain import USER_ERRORS, explain
+from drift.planning import cost, memory
+from drift.planning.memory import GIB, Sizes, Terms
 from drift.policy.backbone import BackboneConfig
 from drift.policy.loading import FAMILIES, find_checkpoint, read_json
-from drift.validate import validate
 
 
 def backbone_of(model: ModelConfig) -> BackboneConfig:

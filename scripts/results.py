@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # found without being installed
-from drift.runs import mean_accuracy
+from drift.comparison.records import mean_accuracy
 
 FOLDER = ROOT / "outputs" / "results"
 TABLE = ROOT / "docs" / "results.md"

@@ -1,4 +1,4 @@
-"""One rank of a test: what it holds after a step, in bytes, and what drift/memory.py says.
+"""One rank of a test: what it holds after a step, in bytes, and what drift/planning/memory.py says.
 
 torchrun --nproc-per-node=2 tests/held.py STAGE DTYPE DEEPSPEED_JSON
 """
@@ -21,7 +21,7 @@ from drift.config import (
     RolloutConfig,
     RolloutWeights,
 )
-from drift.memory import Sizes, held, split_of
+from drift.planning.memory import Sizes, held, split_of
 from drift.policy.loading import load_model
 
 

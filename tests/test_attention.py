@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from drift.cluster.zero import WHOLE
 from drift.common.errors import ConfigError
 from drift.config import AttentionBackend, Dtype, LoraConfig, ModelConfig
 from drift.policy import lora
 from drift.policy.backbone import Cache
 from drift.policy.base import Policy
-from drift.policy.loading import WHOLE, load_model, load_policy
+from drift.policy.loading import load_model, load_policy
 from drift.policy.replica import Replica
 from tests.conftest import Run, make_policy
 

@@ -264,7 +264,7 @@ def test_help_and_composed_config_are_printed(run: Run) -> None:
 
 
 def test_what_a_stream_cannot_show_is_written_as_its_code() -> None:
-    code = "from drift.cli import settle_streams as s; s(); print('é1', '\\udcff')"
+    code = "from drift.cli.command import settle_streams as s; s(); print('é1', '\\udcff')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.stdout, done.stderr) == (b"\\xe91 \\udcff\n", b"")

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, strategies as st
 from matplotlib.figure import Figure
 
-from drift.charts import accuracy_over_nfe, looks, smooth
 from drift.common.errors import ConfigError
 from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.compare import Comparison, log_report, write_report
+from drift.comparison.charts import accuracy_over_nfe, looks, smooth
+from drift.comparison.records import Group, RunRecord, from_experiment, from_sweep, grouped, horizon
 from drift.config import MlflowConfig, TrackingBackend
-from drift.runs import Group, RunRecord, from_experiment, from_sweep, grouped, horizon
-from drift.stores import comparison_address, open_experiment
-from drift.tracking import Tracker
+from drift.runs.stores import comparison_address, open_experiment
+from drift.runs.tracking import Tracker
 from tests.conftest import Run
 
 PARAMS = {"rollout.prompts_per_step": "4", "rollout.group_size": "2", "seed": "0", "lr": "0.1"}
@@ -279,7 +279,7 @@ def test_an_experiment_is_read_back_from_mlflow(
     client.create_run(experiment, tags={"kind": "eval"})  # of drift.eval, in the same experiment
     note = client.create_run(experiment, run_name="note").info.run_id  # of somebody else
     client.set_terminated(note)
-    monkeypatch.setattr("drift.runs.PAGE", 1)
+    monkeypatch.setattr("drift.comparison.records.PAGE", 1)
     assert [run.run_id for run in from_experiment(store)] == [run.run_id for run in runs]
     said = f"left out: note ({note}), which has no param rollout.prompts_per_step"
     assert caplog.messages == [said]

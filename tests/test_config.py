@@ -7,7 +7,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from drift.cli import CONF, typed
 from drift.common.errors import ConfigError
 from drift.config import (
     GROUPS,
@@ -26,8 +25,9 @@ from drift.config import (
     ValueConfig,
     register,
 )
-from drift.data_config import TrainDataConfig
-from drift.validate import RANGES, validate
+from drift.config.checks import RANGES, validate
+from drift.config.compose import CONF, typed
+from drift.config.data import TrainDataConfig
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"

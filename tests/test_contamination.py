@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 
 from drift.common.errors import DataError
 from drift.config import FilesConfig, Split, TaskConfig
-from drift.contamination import Problem, check_overlap, matches, plain, word_runs
 from drift.tasks import Task
 from drift.tasks.base import own_words
+from drift.tasks.contamination import Problem, check_overlap, matches, plain, word_runs
 from tests.conftest import Run
 from tests.test_task_files import Echo, questions
 

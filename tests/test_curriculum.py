@@ -12,14 +12,14 @@ from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 from scipy.stats import chisquare
 
-from drift.cli import CONF, typed
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import Example, PromptBatch, Rollout, Score
 from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split, register
-from drift.curriculum import Curriculum, PassRates
+from drift.config.compose import CONF, typed
 from drift.rollout.evaluate import Problems
+from drift.training.curriculum import Curriculum, PassRates
 from tests.conftest import Run, make_rollout, make_trace, read_lines
 from tests.test_ranks import TWO, differences
 from tests.test_train import ELSEWHERE, start, steady, wait_for_lines

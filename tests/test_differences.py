@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from drift.charts import accuracy_over_nfe
 from drift.compare import Comparison
-from drift.differences import telling, unnamed
-from drift.runs import Group, RunRecord
+from drift.comparison.charts import accuracy_over_nfe
+from drift.comparison.records import Group, RunRecord
+from drift.runs.differences import telling, unnamed
 from tests.test_compare import make_run
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from drift.ranks import free_port
+from drift.cluster.rendezvous import free_port
 from tests.commands import PAGES, Shown, commands_of
 from tests.conftest import ROOT
 

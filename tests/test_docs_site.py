@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import drift
-from drift.cli import CONF
 from drift.config import GROUPS
+from drift.config.compose import CONF
 from scripts.docs import hooks, pictures, reference
 from tests.conftest import ROOT
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from drift.cli import typed
 from drift.config import CacheMode, Dtype
-from drift.diagnosis import Patient, caches, examine, padding, replay, shift
+from drift.config.compose import typed
 from drift.learner.likelihood import micro_batches, token_logps
+from drift.planning.diagnosis import Patient, caches, examine, padding, replay, shift
 from drift.policy.loading import load_policy, torch_dtype
 from drift.rollout.caching import Cached
 from drift.rollout.decoding import decode

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from drift.checkpointing import restore, write_moments
 from drift.cluster.engine import Engine
 from drift.cluster.zero import MOMENTS, WEIGHT
 from drift.common.errors import TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
+from drift.runs.checkpoints import restore, write_moments
 from tests.conftest import ROOT, make_policy
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from drift.cells import Cell, Progress, grader_code, position_in, protocol
 from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ClusterConfig, Dtype, Split
-from drift.grid import done_cells
+from drift.evals.cell import Cell, Progress, grader_code, position_in, protocol
+from drift.evals.results import done_cells
 from drift.policy.loading import load_policy
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.tasks import TASKS, build_task

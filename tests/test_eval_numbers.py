@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from drift.cells import Progress, digest
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.grid import (
+from drift.evals.cell import Progress, digest
+from drift.evals.results import (
     Group,
     compare,
     majority,

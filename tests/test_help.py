@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from drift.cli import CONF
-from drift.help import description, wrong_flag
+from drift.cli.help import description, wrong_flag
+from drift.config.compose import CONF
 from tests.conftest import ROOT, Run
 
 OPTIONS = sorted(p for p in CONF.glob("*/*.yaml"))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.checkpointing import check, drop_after, make_room, prune
 from drift.policy.loading import read_json
+from drift.runs.checkpoints import check, drop_after, make_room, prune
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (
@@ -116,14 +116,14 @@ def test_twenty_kills_cost_no_step(tmp_path: Path) -> None:
 REMOVING = """
 import os
 from pathlib import Path
-from drift import checkpointing
+from drift.runs import checkpoints
 
 def killed(*args, unlink=os.unlink, **named):
     unlink(*args, **named)
     os._exit(9)
 
 os.unlink = killed
-checkpointing.{removal}
+checkpoints.{removal}
 """
 
 

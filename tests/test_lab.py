@@ -32,13 +32,13 @@ from drift.config import (
     ToyConfig,
     TraceConfig,
 )
-from drift.estimates import measure_masking, measure_objective
 from drift.lab import BEGIN, END, averaged, basic_maskings, other_maskings
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
-from drift.toy import (
+from drift.toy.estimates import measure_masking, measure_objective
+from drift.toy.model import (
     Space,
     enumerate_trajectories,
     gradients,
@@ -48,7 +48,7 @@ from drift.toy import (
     table,
     word_logps,
 )
-from drift.truth import Truth, as_rollout, count
+from drift.toy.truth import Truth, as_rollout, count
 from tests.conftest import Run, rollout_config
 
 TOY = ToyConfig(fit_steps=0)

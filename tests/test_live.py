@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from drift.common.terminal import ASCII_BLOCKS, Bar, Pace, RunView, in_words, sparkline
-from drift.report import PHASES
+from drift.training.report import PHASES
 from tests.conftest import Run
 from tests.terminal import CTRL_C, Terminal
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from drift.manifest import git_state
+from drift.runs.manifest import git_state
 
 
 def test_only_a_checkouts_own_commit_is_named(tmp_path: Path) -> None:

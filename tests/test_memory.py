@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from drift.common import rng
 from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
 from drift.learner.likelihood import micro_batches, score
-from drift.memory import (
+from drift.planning.memory import (
     ALONE,
     Sizes,
     Split,

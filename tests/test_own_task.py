@@ -14,8 +14,8 @@ import drift
 from drift.common.errors import ConfigError, DataError, GradingError
 from drift.common.types import Score
 from drift.config import OwnTaskConfig, Split
-from drift.reward import grade
 from drift.tasks import Task, build_task
+from drift.tasks.reward import grade
 from tests.commands import commands_of
 from tests.conftest import ROOT, Run, read_lines
 

@@ -14,7 +14,6 @@ from hypothesis import given, strategies as st
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from drift import cost, memory
 from drift.common import rng
 from drift.config import (
     CacheMode,
@@ -30,11 +29,12 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
-from drift.memory import Sizes, Split, Terms
+from drift.planning import cost, memory
+from drift.planning.memory import Sizes, Split, Terms
 from drift.policy.backbone import BackboneConfig
 from drift.policy.replica import Replica
 from drift.rollout.decoding import decode
-from drift.trainer import sampler_of
+from drift.training.trainer import sampler_of
 from tests.conftest import ROOT, make_policy, objective, rollout_config
 
 B = make_policy("dream").backbone.config

@@ -10,12 +10,12 @@ import pytest
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest
 from drift.config import CountdownConfig, FilesConfig, Split
-from drift.contamination import matches
-from drift.data_config import DataConfig, Dataset, OnError, PrepareConfig
+from drift.config.data import DataConfig, Dataset, OnError, PrepareConfig
+from drift.datasets.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
 from drift.prepare import run as prepare
-from drift.scoring import load_task
-from drift.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
 from drift.tasks import build_task
+from drift.tasks.contamination import matches
+from drift.tasks.scoring import load_task
 from tests.conftest import Run, read_lines
 from tests.test_contamination import DATA, needs_data
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from drift.common.errors import DataError
-from drift.data_config import DataConfig, Dataset, OnError
-from drift.scoring import load_task
+from drift.config.data import DataConfig, Dataset, OnError
+from drift.tasks.scoring import load_task
 from tests.conftest import read_lines
 from tests.test_prepare import prepared, write
 

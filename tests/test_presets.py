@@ -7,19 +7,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from drift.cli import CONF, typed
 from drift.common import rng
 from drift.common.errors import ConfigError
 from drift.common.types import TokenLogps
 from drift.config import Level, Normalization, RunConfig, register
+from drift.config.checks import validate
+from drift.config.checks_learner import idle_settings
+from drift.config.compose import CONF, typed
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
 from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
 from drift.learner.sequence_objective import ScoredRows, row_objective, upper_bound
 from drift.learner.update import restrict, settle_scored
 from drift.learner.value import step_targets, value_loss, with_value_loss
-from drift.validate import validate
-from drift.validate_learning import idle_settings
 from tests.conftest import ROOT, make_trace
 from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from drift.cli import typed
-from drift.report import SILENT_STEPS, Report
+from drift.config.compose import typed
+from drift.training.report import SILENT_STEPS, Report
 from tests.test_config import composed
 
 

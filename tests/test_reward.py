@@ -17,10 +17,10 @@ from drift.config import (
     SudokuConfig,
     Truncated,
 )
-from drift.report import step_metrics
-from drift.reward import grade
 from drift.tasks import Task, build_task
 from drift.tasks.extract import Block, is_well_formed
+from drift.tasks.reward import grade
+from drift.training.report import step_metrics
 from tests.conftest import make_rollout, make_trace
 
 SOLVED = "1234341221434321"

@@ -10,15 +10,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import drift
-from drift.cli import CONF
 from drift.common.errors import ConfigError, DataError
 from drift.common.stats import wilson
 from drift.common.types import Score
 from drift.config import CountdownConfig, ScoreConfig
-from drift.data_config import DataConfig, OnError
+from drift.config.compose import CONF
+from drift.config.data import DataConfig, OnError
 from drift.score import run as run_score
-from drift.scoring import CHUNK, graded, load_task
 from drift.tasks.records import Record, read_records
+from drift.tasks.scoring import CHUNK, graded, load_task
 from tests.conftest import ROOT, Run, read_lines
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from drift import sft
-from drift.cli import typed
 from drift.common.errors import GradingError
 from drift.common.files import file_digest
+from drift.config.compose import typed
 from drift.policy.loading import load_policy
 from drift.tasks.countdown import Countdown
 from tests.conftest import ROOT, Run, read_lines

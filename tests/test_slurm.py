@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from drift.sweep import refresh
+from drift.runs.sweep import refresh
 from tests.conftest import ROOT, read_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

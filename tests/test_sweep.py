@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from drift.common.errors import ConfigError
 from drift.common.files import is_locked, load_json, locked
-from drift.sweep import LOCK, by_key, plan, refresh, state, what_is_left
+from drift.runs.sweep import LOCK, by_key, plan, refresh, state, what_is_left
 from drift.train import sole_user
 from tests.conftest import ROOT, Run
 

@@ -10,7 +10,7 @@ import pytest
 from drift.common.errors import ConfigError, DataError
 from drift.common.types import Example, Score
 from drift.config import CountdownConfig, FilesConfig, Split, TaskConfig
-from drift.data_config import OnError
+from drift.config.data import OnError
 from drift.tasks import Task, build_task
 from drift.tasks.base import held_out, split_of
 from drift.tasks.records import string

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.config import MlflowConfig, TrackingBackend
-from drift.tracking import MetricsFile, Tracker
+from drift.runs.tracking import MetricsFile, Tracker
 from tests.conftest import ROOT, Run
 
 pytestmark = pytest.mark.slow

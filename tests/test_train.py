@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.checkpointing import check, newest
 from drift.common.errors import CheckpointError
-from drift.tracking import PHASES, TRAINING
+from drift.runs.checkpoints import check, newest
+from drift.runs.tracking import PHASES, TRAINING
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (

@@ -146,7 +146,7 @@ def trained(policy: Policy, rollout: Rollout, run: RunConfig) -> tuple[Tensor, l
             return super().step()
 
     engine = Watched(ClusterConfig(name="local"), Dtype.float32)
-    engine.prepare(policy, run.optim, 8, head_lr=run.objective.value.lr)
+    engine.prepare(policy, run.optim, 8, lrs={VALUE_HEAD: run.objective.value.lr})
     advantages = estimate(REWARDS, GROUP, run.objective.advantage)
     views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
     reference = make_policy(seed=2) if run.objective.kl_coef else None
@@ -288,7 +288,7 @@ def test_the_value_model_learns_which_prompts_are_easy() -> None:
     policy = make_policy(seed=1)
     policy.attach_value_head()
     engine = Engine(ClusterConfig(name="local"), Dtype.float32)
-    engine.prepare(policy, run.optim, 100, head_lr=run.objective.value.lr)
+    engine.prepare(policy, run.optim, 100, lrs={VALUE_HEAD: run.objective.value.lr})
     explained: list[float] = []
     for step in range(50):
         rollout = sampled(policy, rng.stream(KEY, step))

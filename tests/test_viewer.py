@@ -17,7 +17,7 @@ from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.rollout.decoding import decode
-from drift.viewer import TraceRow, View, replay, trace_rows, write_trace
+from drift.traces.page import TraceRow, View, replay, trace_rows, write_trace
 from tests.conftest import ROOT, make_rollout, make_trace, masking, rollout_config
 
 NASTY = [

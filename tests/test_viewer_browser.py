@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drift.viewer import TraceRow, View, write_trace
+from drift.traces.page import TraceRow, View, write_trace
 from tests.test_viewer import NASTY
 
 if TYPE_CHECKING:

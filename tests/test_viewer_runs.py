@@ -34,7 +34,7 @@ from drift.learner.update import prepare, restrict
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.rollout.decoding import decode
-from drift.traces import pick_rows, training_rows
+from drift.traces.rows import pick_rows, training_rows
 from tests.conftest import ROOT, Run, make_rollout, masking, rollout_config
 from tests.test_config import composed, typed
 from tests.test_viewer import embedded

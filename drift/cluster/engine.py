@@ -1,4 +1,4 @@
-"""The seam to Accelerate and DeepSpeed: processes, precision, backward, steps, sums over ranks.
+"""One rank over Accelerate and DeepSpeed: processes, precision, backward, steps, sums over ranks.
 
 Everything that depends on how many processes train is here. The rest of Drift sees tensors.
 """
@@ -8,9 +8,10 @@ import os
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -19,16 +20,14 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor
+from torch import Tensor, nn
 
-from drift import ranks
-from drift.cluster import zero
+from drift.cluster import rendezvous, zero
 from drift.cluster.watchdog import Watchdog
-from drift.common import terminal
+from drift.cluster.zero import Partition
+from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
-from drift.policy.base import VALUE_HEAD, Policy
-from drift.policy.loading import Partition
 
 DEFAULT_THREADS = torch.get_num_threads()
 NOT_OURS = ("USE_DEEPSPEED", "USE_FSDP", "USE_CPU", "DYNAMO_BACKEND")  # of `accelerate launch`
@@ -67,7 +66,7 @@ class Engine:
         on_cpu = not torch.cuda.is_available()
         default = 3 if ranks.find().number > 1 and not on_cpu else 0
         self.stage = default if cluster.zero_stage is None else cluster.zero_stage
-        self.place = ranks.settle(cluster, always=self.stage > 0)
+        self.place = rendezvous.settle(cluster, always=self.stage > 0)
         share = max(1, DEFAULT_THREADS // self.place.local_number)
         torch.set_num_threads(cluster.threads or share)
         if not on_cpu:
@@ -156,30 +155,31 @@ class Engine:
 
     def prepare(
         self,
-        policy: Policy,
+        module: nn.Module,
         optim: OptimConfig,
         num_updates: int,
         *,
-        head_lr: float | None = None,
+        lrs: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Make `policy` trainable: `model` is its wrapped form, to be called in training.
+        """Make `module` trainable: `model` is its wrapped form, to be called in training.
 
         Args:
-            policy: its parameters that require a gradient are trained.
+            module: its parameters that require a gradient are trained.
             optim: AdamW's settings and the schedule.
             num_updates: optimizer steps of the whole run, the schedule's length.
-            head_lr: of the value head, where it is not the policy's; the schedule is the same.
+            lrs: learning rates of the parameters whose names begin with a key, where they are not
+                `optim.lr`; the schedule is the same.
         """
         self.optim, self.num_updates = optim, num_updates
-        self.trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if self.stage:
             for parameter in self.trained.values():  # an adapter is float32 until here
                 parameter.data = parameter.data.to(self.partition.dtype)
-        self.shapes = {name: zero.shape(p, policy.split) for name, p in self.trained.items()}
-        ratio = 1.0 if head_lr is None else head_lr / optim.lr
+        self.shapes = {name: zero.shape(p, self.stage == 3) for name, p in self.trained.items()}
         parts: dict[float, list[Tensor]] = {}
         for name, parameter in self.trained.items():
-            parts.setdefault(ratio if name.startswith(VALUE_HEAD) else 1.0, []).append(parameter)
+            lr = next((lr for prefix, lr in lrs.items() if name.startswith(prefix)), optim.lr)
+            parts.setdefault(lr / optim.lr, []).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": part, "lr_ratio": ratio} for ratio, part in parts.items()],
             lr=optim.lr,
@@ -187,7 +187,7 @@ class Engine:
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
-        self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
         if self.stage:
             zero.start_moments(self.optimizer.optimizer)
 

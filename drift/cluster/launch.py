@@ -19,10 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
-from drift import ranks
+from drift.cluster import rendezvous
 from drift.cluster.preemption import Notice, patience_s
-from drift.cluster_config import ClusterConfig
+from drift.common import ranks
 from drift.common.errors import DriftError, PreemptedError, RankError
+from drift.config.cluster import ClusterConfig
 
 GRACE_S = 3.0  # for the other ranks to end by themselves when one is dead
 TIDY_S = 120.0  # the same when one has obeyed a signal: the first rank tidies up and reports
@@ -70,7 +71,7 @@ def start(command: str, config: Any) -> None:
     number, first = size * cluster.num_machines, size * cluster.machine_rank
     address, port = cluster.main_address, cluster.main_port
     if port is None:  # several machines must agree
-        port = ranks.free_port() if cluster.num_machines == 1 else ranks.USUAL_PORT
+        port = rendezvous.free_port() if cluster.num_machines == 1 else rendezvous.USUAL_PORT
     logging_settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
@@ -171,7 +172,7 @@ def work(
     writer: Connection,
 ) -> None:
     """One rank, in a process of its own."""
-    ranks.export(place, address, port)
+    rendezvous.export(place, address, port)
     configure_log(OmegaConf.create(logging_settings if place.rank == 0 else quieter(place.rank)))
     try:
         importlib.import_module(f"drift.{command}").run(config)

@@ -5,8 +5,8 @@ import time
 from types import FrameType
 from typing import Any
 
-from drift.cluster_config import ClusterConfig, SlurmConfig
 from drift.common.errors import PreemptedError
+from drift.config.cluster import ClusterConfig, SlurmConfig
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE_S = 120.0  # that another rank gives the first one to requeue the job

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drift.cluster_config import ClusterConfig
 from drift.common.errors import ConfigError
+from drift.config.cluster import ClusterConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's state
 WEIGHT = "weight"
@@ -204,3 +205,17 @@ def put(parameter: Any, key: str, value: Tensor, stage: int) -> None:
         parameter.ds_tensor.copy_(part)
     else:
         utils.safe_set_local_optimizer_state(parameter, part, key)
+
+
+ZeroConfig = dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """How a policy is held that is trained: Partition(dtype=torch.float32, zero=None)."""
+
+    dtype: torch.dtype  # of what the optimizer changes
+    zero: ZeroConfig  # as `load_policy` takes it
+
+
+WHOLE = Partition(dtype=torch.float32, zero=None)  # by a process alone

@@ -123,3 +123,12 @@ def is_locked(path: Path) -> bool:
             return not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+
+
+@contextmanager
+def survives_a_full_disk(path: Path) -> Iterator[None]:
+    """Training is worth more than a file about it: one that cannot be written is named."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s is not written: %s", path, error.strerror)

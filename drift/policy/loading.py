@@ -5,7 +5,6 @@ Loading is strict: a tensor that is missing, extra or of another shape is an err
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from drift.cluster.zero import gathered
+from drift.cluster.zero import Partition, ZeroConfig, gathered
 from drift.common import terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import AttentionBackend, Dtype, ModelConfig
@@ -35,7 +34,6 @@ from drift.policy.shards import (
     write_shards,
 )
 
-ZeroConfig = dict[str, Any] | None
 Stored = tuple[str, str, Callable[[], Tensor]]  # our name, its dtype in the file, what reads it
 FAMILIES = {family.name: family for family in (LLADA, DREAM)}
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -282,17 +280,6 @@ def load_policy(
     policy.split = zero is not None
     copy_weights(policy, folder)
     return policy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partition:
-    """How a policy is held that is trained: Partition(dtype=torch.float32, zero=None)."""
-
-    dtype: torch.dtype  # of what the optimizer changes
-    zero: ZeroConfig  # as `load_policy` takes it
-
-
-WHOLE = Partition(dtype=torch.float32, zero=None)  # by a process alone
 
 
 def load_model(

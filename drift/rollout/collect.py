@@ -8,9 +8,9 @@ from drift.common import terminal
 from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config import RolloutConfig
 from drift.policy.base import Policy
-from drift.reward import grade
 from drift.rollout.decoding import decode
 from drift.tasks import Task
+from drift.tasks.reward import grade
 
 
 def texts_of(policy: Policy, trace: Trace) -> list[str]:

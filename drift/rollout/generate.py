@@ -7,7 +7,6 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drift.cli import explain
 from drift.common import rng
 from drift.common.errors import ConfigError, RolloutError
 from drift.common.types import Example, PromptBatch, Rollout, Trace
@@ -19,11 +18,12 @@ from drift.config import (
     RolloutConfig,
     TaskConfig,
 )
+from drift.config.checks import validate
+from drift.config.explain import explain
 from drift.policy.base import Policy
 from drift.rollout.collect import texts_of
 from drift.rollout.decoding import decode
 from drift.rollout.prompts import encode_text, render
-from drift.validate import validate
 
 DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}
 BLOCK_LENGTH, THRESHOLD = 32, 0.9

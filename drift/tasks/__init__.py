@@ -2,7 +2,7 @@
 
 from drift.common.errors import ConfigError
 from drift.config import OwnTaskConfig, Split, TaskConfig
-from drift.data_config import OnError
+from drift.config.data import OnError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.code import Code

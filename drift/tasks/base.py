@@ -14,7 +14,7 @@ from drift.common import terminal
 from drift.common.errors import ConfigError, DataError, DriftError, GradingError
 from drift.common.types import Example, Score
 from drift.config import GeneratedTaskConfig, Split, TaskConfig
-from drift.data_config import Dataset, OnError
+from drift.config.data import Dataset, OnError
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import Record, read_records
 

@@ -18,8 +18,8 @@ from rich.table import Table
 from shapes import SHAPES as SHAPES
 
 from drift.cluster.engine import gpu_names
-from drift.cost import head_flops, layer_flops
-from drift.memory import num_parameters
+from drift.planning.cost import head_flops, layer_flops
+from drift.planning.memory import num_parameters
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES

@@ -24,7 +24,7 @@ from drift.config import (
     RemaskingRule,
     RolloutConfig,
 )
-from drift.diagnosis import Patient, examine
+from drift.planning.diagnosis import Patient, examine
 from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy

@@ -27,8 +27,8 @@ from drift.config import (
     OptimConfig,
     RolloutConfig,
 )
-from drift.cost import head_flops, layer_flops
-from drift.memory import GIB, Sizes, training, updating, words
+from drift.planning.cost import head_flops, layer_flops
+from drift.planning.memory import GIB, Sizes, training, updating, words
 from drift.policy import lora
 from drift.policy.base import Policy
 

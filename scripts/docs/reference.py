@@ -21,9 +21,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from drift.cli import CONF
+from drift.cli.help import description, docstring
 from drift.config import GROUPS, register
-from drift.help import description, docstring
+from drift.config.compose import CONF
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
 TABLE = "| {} | values | default | meaning |\n|---|---|---|---|"

@@ -1,0 +1,1 @@
+"""How a command starts: composed settings, checks before the start, help."""

@@ -1,0 +1,1 @@
+"""Runs beside each other: records, tables, charts, report."""

@@ -1,0 +1,1 @@
+"""Public data sets, fetched and converted to the data format."""

@@ -1,0 +1,1 @@
+"""Checkpoints under evaluation protocols: cells, results, paired comparison."""

@@ -1,0 +1,170 @@
+"""What a step of RL costs: arithmetic, and what the ranks send one another; from the sizes alone.
+
+FLOPs are counted as two for each multiplication of a matrix by a token, attention to all keys
+included. Bytes are those that one rank sends in a ring: (R - 1) / R of a tensor for an all-gather
+or a reduce-scatter, twice that for an all-reduce. Counts are of the longest rows and of all
+denoising steps: upper bounds where rows end early or several tokens are committed at a time.
+"""
+
+from math import ceil
+
+from drift.config import (
+    AdvantageEstimator,
+    CacheMode,
+    Importance,
+    LeftToRightConfig,
+    Level,
+    MaskingConfig,
+    ObjectiveConfig,
+    ReplayConfig,
+    RolloutConfig,
+    RolloutWeights,
+    RunConfig,
+    SequentialConfig,
+    TraceConfig,
+)
+from drift.planning.memory import (
+    Sizes,
+    Terms,
+    adds_up_whole,
+    block_parameters,
+    num_parameters,
+    num_trained,
+)
+from drift.policy.backbone import BackboneConfig
+
+
+def layer_flops(b: BackboneConfig, tokens: float, last: float, keys: float) -> float:
+    """Forward of `tokens` columns through the blocks, `last` of them through the last block's end.
+
+    All columns need keys and values in the last block, only the wanted ones the rest of it.
+    """
+    kv = 2 * b.num_kv_heads * b.head_size
+    key_values = 2 * b.hidden_size * kv
+    rest = 2 * (2 * b.hidden_size**2 + 3 * b.hidden_size * b.mlp_size)
+    through = tokens * (b.num_layers - 1) + last
+    return b.num_layers * tokens * key_values + through * (rest + 4 * b.hidden_size * keys)
+
+
+def head_flops(b: BackboneConfig, positions: float) -> float:
+    return 2.0 * b.vocab_size * b.hidden_size * positions
+
+
+def rollout_flops(b: BackboneConfig, rollout: RolloutConfig, row: int) -> float:
+    """Decoding of one completion: every step over the whole row, or over a cache.
+
+    With a cache the whole row is computed when a block begins and at each refresh, then the block
+    and its horizon; the rows of a batch begin their blocks together.
+    """
+    block, steps = rollout.block_length, rollout.steps
+    num_blocks = rollout.gen_length // block
+    steps_of_block = steps // num_blocks
+    masked = steps * (block + block / steps_of_block) / 2  # positions that the head sees
+    if rollout.cache == CacheMode.none:
+        return steps * layer_flops(b, row, block, row) + head_flops(b, masked)
+    horizon = rollout.gen_length if rollout.horizon is None else rollout.horizon
+    if rollout.cache == CacheMode.dual:
+        horizon = 0
+    fills = ceil(steps_of_block / (rollout.refresh_every or steps_of_block))
+    total = num_blocks * fills * layer_flops(b, row, block, row) + head_flops(b, masked)
+    for i in range(num_blocks):
+        behind = min(horizon, rollout.gen_length - (i + 1) * block)
+        total += (steps_of_block - fills) * layer_flops(b, block + behind, block, row)
+    return total
+
+
+def passes(config: RunConfig) -> dict[str, float]:
+    """Forwards that a view costs in one step: of frozen policies, and of the trained one.
+
+    A backward costs two forwards, one more with gradient checkpointing; an adapter's base has no
+    gradient of its weights, which is half of it.
+    """
+    frozen = bool(config.objective.kl_coef) + asks_old(config.objective, config.masking)
+    adapter = config.model.lora.rank > 0
+    return {"frozen": frozen, "trained": 3 + config.model.gradient_checkpointing - adapter}
+
+
+def asks_old(objective: ObjectiveConfig, masking: MaskingConfig) -> bool:
+    """Whether the old policy scores the views before the update (update.prepare)."""
+    candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1
+    by_row = objective.level != Level.view
+    corrected = objective.importance != Importance.none
+    valued = objective.advantage == AdvantageEstimator.gae
+    return objective.num_updates > 1 or corrected or by_row or candidates or valued
+
+
+def num_views(config: RunConfig) -> int:
+    """Views of one completion; of a masking that follows the steps, as many as there can be."""
+    masking, rollout = config.masking, config.rollout
+    if isinstance(masking, TraceConfig):
+        return ceil(rollout.steps / masking.shrink)
+    if isinstance(masking, ReplayConfig):
+        return rollout.steps
+    if isinstance(masking, LeftToRightConfig):
+        return rollout.gen_length
+    return int(vars(masking)["num_views"])
+
+
+def learner_flops(b: BackboneConfig, config: RunConfig, row: int) -> float:
+    """Updates on the K views of one completion, every canvas token scored."""
+    canvas, count = config.rollout.gen_length, passes(config)
+    forward = layer_flops(b, row, canvas, row) + head_flops(b, canvas)
+    each = count["frozen"] + config.objective.num_updates * count["trained"]
+    return num_views(config) * forward * each
+
+
+def rows_of_rank(config: RunConfig, ranks: int) -> int:
+    return config.rollout.prompts_per_step * config.rollout.group_size // ranks
+
+
+def micro_batches(config: RunConfig, ranks: int) -> int:
+    """Learner forwards of one pass over a rank's view-rows."""
+    return ceil(rows_of_rank(config, ranks) * num_views(config)
+                / config.optim.rows_per_forward)  # fmt: skip
+
+
+def traffic(sizes: Sizes, config: RunConfig) -> Terms:
+    """Bytes that one rank sends in one step."""
+    split, terms = sizes.split, Terms()
+    if split.ranks == 1:
+        return terms
+    w, share = sizes.width, (split.ranks - 1) / split.ranks
+    trained = num_trained(sizes.model, sizes.backbone)
+    updates, cuts = config.objective.num_updates, micro_batches(config, split.ranks)
+    if split.stage == 0 or adds_up_whole(sizes):
+        terms.put("all-reduce of gradients", 2 * 4 * trained * share * updates, "8 T (R-1)/R")
+    elif split.stage == 1:
+        terms.put("reduce-scatter of gradients", 4 * trained * share * updates, "4 T (R-1)/R")
+    if split.stage >= 2:
+        terms.put("reduce-scatter of gradients", w * trained * share * updates * cuts,
+                  f"w T (R-1)/R, {cuts} micro-batches")  # fmt: skip
+    if split.stage in (1, 2):
+        terms.put("all-gather of new weights", w * trained * share * updates, "w T (R-1)/R")
+    if split.stage == 3:
+        terms.take(gathers(sizes, config, cuts))
+    return terms
+
+
+def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
+    """What ZeRO-3 collects: weights for each forward and backward, and for the sampler."""
+    b, w, split = sizes.backbone, sizes.width, sizes.split
+    share, terms = (split.ranks - 1) / split.ranks, Terms()
+    trained = num_trained(sizes.model, b)
+    adapter = trained if sizes.model.lora.rank else 0
+    whole = w * (num_parameters(b) + adapter) * share
+    updates = config.objective.num_updates
+    old = asks_old(config.objective, config.masking)
+    if adapter and config.objective.kl_coef:
+        old += 1  # the reference is the base, gathered like the policy
+    terms.put("all-gather in forwards", whole * cuts * (updates + old),
+              f"w N (R-1)/R, {cuts * (updates + old)} times")  # fmt: skip
+    terms.put("all-gather in backwards", whole * cuts * updates,
+              f"w N (R-1)/R, {cuts * updates} times")  # fmt: skip
+    rollout = config.rollout
+    if rollout.weights == RolloutWeights.gather:
+        turns = rollout.steps * ceil(rows_of_rank(config, split.ranks) / rollout.max_rows)
+        blocks = w * b.num_layers * block_parameters(b) * share
+        terms.put("all-gather in rollout", blocks * turns, f"w L block (R-1)/R, {turns} times")
+    else:
+        terms.put("refresh of the replica", w * trained * share, "w T (R-1)/R")
+    return terms

@@ -1,0 +1,1 @@
+"""The lab: likelihood estimators on models small enough to enumerate."""

@@ -1,0 +1,1 @@
+"""A run from start to end: the loop, which prompts, what is reported."""

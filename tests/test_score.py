@@ -165,7 +165,7 @@ def test_each_line_is_graded_in_order_and_summarized(run: Run, tmp_path: Path) -
 BAD = ('{"numbers": [3, 9, 5], "target": 11}', "no JSON", '{"id": "x", "completion": ""}')
 REASONS = [
     "in.jsonl:2: completion: missing",
-    "in.jsonl:3: not JSON: Expecting value",
+    "in.jsonl:3: not JSON: Expecting value at column 1",
     "in.jsonl:4: numbers: None is not a list of two or more integers",
 ]
 

@@ -1,7 +1,6 @@
-"""Data files: a JSON array or JSON lines, UTF-8, plain or .gz, read one record at a time."""
+"""Data files: a JSON array, or JSON lines, which are read one at a time; UTF-8, plain or .gz."""
 
 import gzip
-import itertools
 import json
 import re
 import zlib
@@ -12,11 +11,8 @@ from typing import IO, Any, Literal, cast
 
 from drift.common.errors import DataError
 
-CHUNK = 1 << 16  # characters
-BLANKS = re.compile(r"[ \t\n\r]*")
 LONE_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)  # or half of a pair: looked at closely
 BROKEN_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
-CUT = 16  # a decoder that fails this close to the end of what was read may lack the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +22,13 @@ class Record:
     Record(place="train.jsonl:7", line=7, value={"numbers": [3, 9, 5], "target": 11})
     """
 
-    place: str  # for messages; in an array with the record's number: "train.json:7 (record 3)"
-    line: int  # where the record begins, from 1
+    place: str  # for messages; in an array "train.json: record 3"
+    line: int  # where the record is, from 1; in an array the record's number
     value: dict[str, Any] | DataError  # the error's text begins with the place
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file, in order; no more than one is in memory, in an array too.
+    """The records of a file, in order; of JSON lines no more than one is in memory.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, not a whole .gz, or an array that is not
@@ -62,14 +58,13 @@ def open_data(
 
 def _read(path: Path) -> Iterator[Record]:
     with open_data(path, "rt", encoding="utf-8-sig") as file:
-        scanner = _Scanner(file)
-        start = scanner.peek()
-        if not start:
+        first = next((line for line in file if line.strip()), "").lstrip()
+        if not first:
             raise DataError(f"{path}: the data file is empty")
-        if start == "[":
-            yield from _array(path, scanner)
+        file.seek(0)
+        if first.startswith("["):
+            yield from _array(path, file.read())
         else:
-            file.seek(0)
             yield from _lines(path, file)
 
 
@@ -93,105 +88,41 @@ def _lines(path: Path, lines: Iterator[str]) -> Iterator[Record]:
             continue
         place = f"{path}:{number}"
         try:
-            value = _record(place, json.loads(line), line)
+            value = _record(place, json.loads(line), careful=bool(LONE_SURROGATE.search(line)))
         except json.JSONDecodeError as error:
-            value = DataError(f"{place}: not JSON: {error.msg}")
+            value = DataError(f"{place}: not JSON: {error.msg} at column {error.colno}")
         except (RecursionError, ValueError) as error:
             value = DataError(f"{place}: not JSON that can be read: {error}")
         yield Record(place=place, line=number, value=value)
 
 
-def _array(path: Path, scanner: "_Scanner") -> Iterator[Record]:
-    """The elements of an array, each decoded when it is asked for."""
-    scanner.skip()  # the bracket
-    if scanner.peek() == "]":
+def _array(path: Path, text: str) -> Iterator[Record]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{error.lineno}"
+        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: not JSON that can be read: {error}") from None
+    if not values:
         raise DataError(f"{path}: the data file is empty")
-    for number in itertools.count(1):
-        scanner.peek()
-        line = scanner.line
-        try:
-            element, text = scanner.element()
-            end = scanner.peek()
-            if end not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' delimiter", scanner.buffer, scanner.at)
-        except json.JSONDecodeError as error:
-            place = f"{path}:{scanner.line_of(error.pos)}"
-            raise DataError(f"{place}: not JSON: {error.msg}") from None
-        except UnicodeDecodeError:  # a ValueError too
-            raise
-        except (RecursionError, ValueError) as error:
-            raise DataError(f"{path}:{line}: not JSON that can be read: {error}") from None
-        place = f"{path}:{line} (record {number})"
-        yield Record(place=place, line=line, value=_record(place, element, text))
-        scanner.skip()
-        if end == "]":
-            break
-    if scanner.peek():
-        raise DataError(f"{path}:{scanner.line}: not JSON: text behind the end of the array")
+    careful = bool(LONE_SURROGATE.search(text))
+    for number, value in enumerate(values, start=1):
+        place = f"{path}: record {number}"
+        yield Record(place=place, line=number, value=_record(place, value, careful=careful))
 
 
-def _record(place: str, value: Any, text: str) -> dict[str, Any] | DataError:
-    """A decoded record, if it is an object whose strings are text."""
+def _record(place: str, value: Any, *, careful: bool) -> dict[str, Any] | DataError:
+    """A decoded record, if it is an object whose strings are text; careful: they may not be."""
     if not isinstance(value, dict):
         return DataError(f"{place}: a record is a JSON object, not {type(value).__name__}")
-    if LONE_SURROGATE.search(text):
+    if careful:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             code = ord(error.object[error.start])
             return DataError(f"{place}: \\u{code:04x} without its other half is no character")
     return value
-
-
-class _Scanner:
-    """Goes through a JSON text piece by piece; `buffer[at:]` is what was read and not yet taken."""
-
-    def __init__(self, file: IO[str]):
-        self.file = file
-        self.decoder = json.JSONDecoder()
-        self.buffer, self.at, self.line = "", 0, 1
-
-    def read_on(self) -> bool:
-        """Read as much again as is waiting, so that a long element is not decoded too often."""
-        waiting = self.buffer[self.at :]
-        text = self.file.read(max(CHUNK, len(waiting)))
-        if text:
-            self.buffer, self.at = waiting + text, 0
-        return bool(text)
-
-    def skip(self, to: int | None = None) -> None:
-        """Take the text up to an index of the buffer, by default one character."""
-        to = self.at + 1 if to is None else to
-        self.line = self.line_of(to)
-        self.at = to
-
-    def line_of(self, index: int) -> int:
-        return self.line + self.buffer.count("\n", self.at, index)
-
-    def peek(self) -> str:
-        """The next character that is not blank; empty at the end of the file."""
-        while True:
-            blanks = BLANKS.match(self.buffer, self.at)
-            assert blanks is not None
-            self.skip(blanks.end())
-            if self.at < len(self.buffer):
-                return self.buffer[self.at]
-            if not self.read_on():
-                return ""
-
-    def element(self) -> tuple[Any, str]:
-        """Take one JSON value: (value, its text). Raises what json raises."""
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.buffer, self.at)
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - CUT
-                if not cut or not self.read_on():
-                    raise
-            else:
-                text = self.buffer[self.at : end]
-                self.skip(end)
-                return value, text
 
 
 def integer(record: dict[str, Any], field: str, low: int, high: int) -> int:

@@ -1,11 +1,10 @@
 """RL from verifiable rewards: `python -m drift.train [overrides]`."""
 
-import fcntl
 import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import CheckpointError, ConfigError, PreemptedError
-from drift.common.files import load_json, lock
+from drift.common.files import load_json, sole_user
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.config.checks_learner import idle_settings
 from drift.runs.differences import BOOKKEEPING
@@ -146,24 +145,6 @@ def is_requeued() -> bool:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Refuse a run folder that another process writes to; leave no lock behind a mistake."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with path.open("w") as file:
-        try:
-            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is in use by another process; choose another hydra.run.dir"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink()
-
-
 def build(
     config: RunConfig, engine: "Engine", resumed: Resumed | None
 ) -> tuple["Trainer", Overlap]:
@@ -239,16 +220,18 @@ def run(config: RunConfig) -> None:
 
 def train(config: RunConfig, engine: "Engine") -> None:
     """`run` in an engine."""
-    with sole_user(Path(config.output_dir)) if engine.is_main else nullcontext():
+    folder = Path(config.output_dir)
+    taken = ConfigError(f"{folder} is in use by another process; choose another hydra.run.dir")
+    with sole_user(folder, taken) if engine.is_main else nullcontext():
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)
         if engine.num_ranks > 1:
             ids = {split: problems.ids for split, problems in trainer.problems.items()}
             engine.assert_same("their data", digest(ids))
-        told = load_json(Path(config.output_dir) / "summary.json").get("status") == "finished"
+        told = load_json(folder / "summary.json").get("status") == "finished"
         if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
             refuse_changes(config, trainer)
-            log.info("%s is finished", config.output_dir)
+            log.info("%s is finished", folder)
             trainer.report.farewell(trainer.progress)
         else:
             if engine.num_ranks > 1:

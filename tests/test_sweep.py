@@ -17,9 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from drift.common.errors import ConfigError
-from drift.common.files import is_locked, load_json, locked
+from drift.common.files import in_use, is_locked, load_json, locked, locked_shared, sole_user
 from drift.runs.sweep import LOCK, by_key, plan, refresh, state, what_is_left
-from drift.train import sole_user
 from tests.conftest import ROOT, Run
 
 TINY = (
@@ -135,9 +134,66 @@ def test_locks_ask_for_no_more_than_their_file_was_opened_for(
 ) -> None:
     """NFS makes flock a lock of byte ranges, which needs reading to share and writing to own."""
     monkeypatch.setattr("fcntl.flock", fcntl.lockf)
-    for shared in (False, True):
-        with locked(tmp_path / "lock", shared=shared):
+    for hold in (locked, locked_shared):
+        with hold(tmp_path / "lock"):
             assert not is_locked(tmp_path / "lock")  # such a lock does not hold its own process
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from drift.files import sole_user
+with sole_user(Path(sys.argv[1]), ValueError()):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(600)
+    print(pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_free_when_its_user_was_killed_whatever_process_it_forked(
+    tmp_path: Path,
+) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", FORK, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert holder.stdout is not None
+    forked = int(holder.stdout.readline())
+    try:
+        assert in_use(tmp_path)
+        with pytest.raises(ConfigError, match="taken"), sole_user(tmp_path, ConfigError("taken")):
+            pass
+        assert in_use(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert not in_use(tmp_path)
+        with sole_user(tmp_path, ConfigError("taken")):
+            assert in_use(tmp_path)
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        holder.kill()
+        holder.communicate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_was_removed_locks_nothing(tmp_path: Path) -> None:
+    """Who opened it before its holder removed it makes a new one, and others see that."""
+    opened = os.open
+
+    def removed_meanwhile(path: Any, *arguments: Any) -> int:
+        descriptor = opened(path, *arguments)
+        if path == str(tmp_path / "lock") and not removed:
+            removed.append(path)
+            Path(path).unlink()
+        return descriptor
+
+    removed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.open", removed_meanwhile)
+        with locked(tmp_path / "lock"):
+            assert removed and is_locked(tmp_path / "lock")
 
 
 def test_where_there_are_no_locks_one_warning_says_so(
@@ -148,7 +204,7 @@ def test_where_there_are_no_locks_one_warning_says_so(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", no_lock)
-    with sole_user(tmp_path), locked(tmp_path / "lock"):
+    with sole_user(tmp_path, ConfigError()), locked(tmp_path / "lock"):
         assert is_locked(tmp_path / "lock")  # nobody is taken for dead
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}: its file system has no locks (Function not")
@@ -181,8 +237,8 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
 HOLD = """
 import sys, time
 from pathlib import Path
-from drift.files import locked
-with locked(Path(sys.argv[1]) / ".job.lock", shared=True):
+from drift.files import locked_shared
+with locked_shared(Path(sys.argv[1]) / ".job.lock"):
     print("here", flush=True)
     time.sleep(600)
 """
@@ -198,7 +254,7 @@ def test_a_job_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "here\n"
-    with locked(tmp_path / "0" / LOCK, shared=True):  # another rank
+    with locked_shared(tmp_path / "0" / LOCK):  # another rank
         assert state(tmp_path / "0")["status"] == "running"
     assert state(tmp_path / "0")["status"] == "running"
     process.kill()

@@ -9,11 +9,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"  # in a folder, held by its `sole_user`
+ASKED_S = 0.5  # who asks `is_locked` has the lock for a moment
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 log = logging.getLogger("drift")
 
@@ -100,14 +104,60 @@ def warn_of_no_locks(folder: Path, reason: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(path: Path, *, timeout_s: float = -1) -> Iterator[None]:
     """Wait until no other process of this machine is in a block with the same lock file.
 
-    shared: other shared blocks do not count. A lock ends with its process, however that ends.
+    A lock ends with its process, however that ends; a process forked from it does not have it.
+
+    timeout_s: to wait; by default as long as it takes.
+
+    Raises:
+        Timeout: another process still has the lock.
     """
-    with path.open("a+") as file:  # NFS: a shared lock needs reading, one for one alone writing
-        lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    held = FileLock(path, timeout_s, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn_of_no_locks(path.absolute().parent, os.strerror(error.errno))
+    try:
         yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def locked_shared(path: Path) -> Iterator[None]:
+    """Hold a lock with others that share it; filelock has none of that kind."""
+    with path.open("a+") as file:  # NFS: a shared lock needs reading
+        lock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def sole_user(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Make a folder this process's own while the block runs; no lock file is left.
+
+    Raises:
+        Exception: `refusal`, if another process has the folder.
+    """
+    path = folder / LOCK
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, timeout_s=ASKED_S))
+        except Timeout:
+            raise refusal from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits for it sees that, and makes a new one
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process of this machine is the folder's `sole_user`."""
+    return is_locked(folder / LOCK)
 
 
 def is_locked(path: Path) -> bool:
@@ -118,7 +168,7 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS: a lock for one alone needs writing
-    with path.open(mode) as file:
+    with path.open(mode) as file:  # filelock cannot ask where it may not write
         try:
             return not lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,7 +5,6 @@ which says how much of it is whole, the rows of the trace page, and what trackin
 was interrupted goes on behind its last whole chunk; a finished one is not run again.
 """
 
-import fcntl
 import hashlib
 import inspect
 import json
@@ -22,7 +21,7 @@ from typing import Any
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError, DataError
-from drift.common.files import flush, lock, survives_a_full_disk, write_json
+from drift.common.files import flush, sole_user, survives_a_full_disk, write_json
 from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
 from drift.policy.base import Policy
@@ -146,15 +145,12 @@ class Cell:
     @contextmanager
     def sole_user(self) -> Iterator[None]:
         """Refuse a cell that another process is at; drop what it left of a chunk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.completions.open("a") as file:
-            try:
-                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.folder} is being evaluated by another process; wait for it or use "
-                    "another `results` folder"
-                ) from None
+        taken = ConfigError(
+            f"{self.folder} is being evaluated by another process; wait for it or use another "
+            "`results` folder"
+        )
+        with sole_user(self.folder, taken):
+            self.completions.touch()
             if self.completions.stat().st_size < self.progress.size:
                 log.warning("%s is not whole; it is made again", self.completions)
                 self.progress.done = self.progress.size = 0

@@ -20,11 +20,11 @@ from hydra.conf import HydraConf
 from drift.cluster.preemption import RequeuedExit
 from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, PreemptedError
-from drift.common.files import is_locked, load_json, locked, write_json
+from drift.common.files import in_use, is_locked, load_json, locked, locked_shared, write_json
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.config.checks import validate
 from drift.runs.stores import open_experiment
-from drift.runs.tracking import JOB, MetricsFile, is_running
+from drift.runs.tracking import JOB, MetricsFile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +71,7 @@ def is_dead(folder: Path, host: str | None) -> bool:
     """Whether nobody is at a job that was begun on this machine; of others nothing is known."""
     if host != socket.gethostname() or not (folder / LOCK).exists():
         return False
-    return not is_locked(folder / LOCK) and not is_running(folder)  # nor started again by itself
+    return not is_locked(folder / LOCK) and not in_use(folder)  # nor started again by itself
 
 
 def by_key(overrides: list[str]) -> dict[str, str]:
@@ -218,7 +218,7 @@ def attempt(
     if before and state(card.folder)["status"] == "finished":
         log.info("job %d is finished", card.num)
         return validation_accuracy(card.folder)
-    with locked(card.folder / LOCK, shared=True):  # every rank has it, others see it
+    with locked_shared(card.folder / LOCK):  # every rank has it, others see it
         return work(card, config, run, explain)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import is_locked, load_json, write_json
+from drift.common.files import in_use, load_json, write_json
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
@@ -248,7 +248,7 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
         raise ConfigError(f"{folder} was run with tracking=off; add tracking=mlflow or wandb")
     tracker = Tracker(config, folder)
     steps = len(tracker.metrics.lines())
-    if is_running(folder):
+    if in_use(folder):
         return "running", steps
     summary, cell = (load_json(folder / name) for name in (SUMMARY, CELL))
     files = [folder / name for name in SYNCED]
@@ -289,8 +289,3 @@ def place_of(config: TrackingConfig) -> dict[str, Any]:
     """Which store it is, and where in it: the settings without those of how it is filled."""
     settings = asdict(absolute(config))
     return {key: settings[key] for key in settings.keys() - {"mode", "system_metrics"}}
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process of this machine has the run's lock."""
-    return is_locked(folder / ".lock")

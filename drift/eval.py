@@ -17,6 +17,7 @@ from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.common import terminal
 from drift.common.errors import CheckpointError
+from drift.common.files import read_json
 from drift.config import EvalRunConfig
 
 if TYPE_CHECKING:
@@ -85,13 +86,13 @@ def look_at(folder: Path, revision: str | None) -> None:
         CheckpointError: by its small files it can answer no prompt.
     """
     from drift.policy import lora
-    from drift.policy.loading import detect_family, find_checkpoint, load_tokenizer, read_json
+    from drift.policy.loading import detect_family, find_checkpoint, load_tokenizer
     from drift.policy.shards import shard_of_tensor
 
     if (folder / lora.CONFIG).exists():
-        base = read_json(folder / lora.CONFIG).get("base_model_name_or_path")
+        base = read_json(folder / lora.CONFIG, CheckpointError).get("base_model_name_or_path")
         folder = find_checkpoint(str(base), revision)
-    detect_family(read_json(folder / "config.json"), folder)
+    detect_family(read_json(folder / "config.json", CheckpointError), folder)
     shard_of_tensor(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None or tokenizer.chat_template is None:
@@ -139,7 +140,6 @@ def finish_cell(
 def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
     """A run in MLflow for the cell, with the table as it is now."""
     from drift.evals.results import PROTOCOL, metrics
-    from drift.policy.loading import read_json
     from drift.runs.tracking import Tracker
 
     content = read_json(cell.folder.parent / PROTOCOL)

@@ -15,7 +15,7 @@ from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import CheckpointError, ConfigError, PreemptedError
-from drift.common.files import load_json, sole_user
+from drift.common.files import read_json, sole_user
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.config.checks_learner import idle_settings
 from drift.runs.differences import BOOKKEEPING
@@ -64,7 +64,7 @@ def changes(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
         return {}
     settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     before = dict(flat("", settings))
-    before |= flat("data", load_json(folder / "manifest.json")["data"])
+    before |= flat("data", read_json(folder / "manifest.json")["data"])
     keys = sorted(before.keys() | now.keys(), key=lambda key: (key.startswith("data."), key))
     return {key: before.get(key) for key in keys if before.get(key) != now.get(key)}
 
@@ -221,14 +221,14 @@ def run(config: RunConfig) -> None:
 def train(config: RunConfig, engine: "Engine") -> None:
     """`run` in an engine."""
     folder = Path(config.output_dir)
-    taken = ConfigError(f"{folder} is in use by another process; choose another hydra.run.dir")
+    taken = f"{folder} is in use by another process; choose another hydra.run.dir"
     with sole_user(folder, taken) if engine.is_main else nullcontext():
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)
         if engine.num_ranks > 1:
             ids = {split: problems.ids for split, problems in trainer.problems.items()}
             engine.assert_same("their data", digest(ids))
-        told = load_json(folder / "summary.json").get("status") == "finished"
+        told = read_json(folder / "summary.json", missing_ok=True).get("status") == "finished"
         if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
             refuse_changes(config, trainer)
             log.info("%s is finished", folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.policy.loading import read_json
+from drift.common.files import read_json
 from drift.runs.checkpoints import check, drop_after, make_room, prune
 from tests.conftest import ROOT, Run, read_lines
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from drift.common.errors import ConfigError
-from drift.common.files import in_use, is_locked, load_json, locked, locked_shared, sole_user
+from drift.common.errors import ConfigError, DataError
+from drift.common.files import in_use, is_locked, locked, locked_shared, read_json, sole_user
 from drift.runs.sweep import LOCK, by_key, plan, refresh, state, what_is_left
 from tests.conftest import ROOT, Run
 
@@ -30,7 +30,7 @@ TINY = (
 
 
 def statuses(sweep: Path) -> list[str]:
-    return [job["status"] for job in load_json(sweep / "sweep.json")["jobs"]]
+    return [job["status"] for job in read_json(sweep / "sweep.json")["jobs"]]
 
 
 def test_overrides_by_key() -> None:
@@ -63,7 +63,7 @@ def test_the_newer_file_of_a_job_knows_its_status(tmp_path: Path) -> None:
 def test_sweep_json_is_computed_from_what_the_jobs_wrote(tmp_path: Path) -> None:
     plan(tmp_path, "again", ["seed"], [["seed=0"], ["seed=1"]])
     assert statuses(tmp_path) == ["waiting", "waiting"]
-    content = load_json(tmp_path / "sweep.json")
+    content = read_json(tmp_path / "sweep.json")
     content["jobs"][1]["folder"] = "1"
     (tmp_path / "sweep.json").write_text(json.dumps(content))
     write(tmp_path / "1" / "job.json", {"status": "failed", "error": "no room"}, when=100)
@@ -105,7 +105,7 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
         "eval.max_examples=10 task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
     )
     assert line == f"drift: 2 jobs are not finished; run what is missing: {command}"
-    job = load_json(folder / "sweep.json")["jobs"][2]
+    job = read_json(folder / "sweep.json")["jobs"][2]
     assert job["overrides"][-2:] == ["task.files.train=data.jsonl", "seed=0"]
 
     records = "".join(f'{{"numbers": [{i}, 2, 5], "target": {i + 3}}}\n' for i in range(1, 9))
@@ -125,7 +125,7 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
     assert one.data.tags["seed"] == one.data.params["seed"] == "1"
     assert one.data.params["task.files.train"] == "data.jsonl"
     assert "mlflow.parentRunId" not in one.data.tags
-    ids = {job["mlflow_run_id"] for job in load_json(folder / "sweep.json")["jobs"]}
+    ids = {job["mlflow_run_id"] for job in read_json(folder / "sweep.json")["jobs"]}
     assert ids == {run.info.run_id for run in runs}
 
 
@@ -143,7 +143,7 @@ FORK = """
 import os, sys, time
 from pathlib import Path
 from drift.files import sole_user
-with sole_user(Path(sys.argv[1]), ValueError()):
+with sole_user(Path(sys.argv[1]), ""):
     pid = os.fork()
     if pid == 0:
         time.sleep(600)
@@ -163,13 +163,13 @@ def test_a_folder_is_free_when_its_user_was_killed_whatever_process_it_forked(
     forked = int(holder.stdout.readline())
     try:
         assert in_use(tmp_path)
-        with pytest.raises(ConfigError, match="taken"), sole_user(tmp_path, ConfigError("taken")):
+        with pytest.raises(ConfigError, match="taken"), sole_user(tmp_path, "taken"):
             pass
         assert in_use(tmp_path)
         holder.kill()
         holder.wait()
         assert not in_use(tmp_path)
-        with sole_user(tmp_path, ConfigError("taken")):
+        with sole_user(tmp_path, "taken"):
             assert in_use(tmp_path)
     finally:
         os.kill(forked, signal.SIGKILL)
@@ -204,10 +204,20 @@ def test_where_there_are_no_locks_one_warning_says_so(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", no_lock)
-    with sole_user(tmp_path, ConfigError()), locked(tmp_path / "lock"):
+    with sole_user(tmp_path, ""), locked(tmp_path / "lock"):
         assert is_locked(tmp_path / "lock")  # nobody is taken for dead
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}: its file system has no locks (Function not")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "is not JSON: "), ("[]", "is not a JSON object")]
+)
+def test_a_torn_file_of_a_sweep_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        refresh(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'sweep.json'} {reason}")
 
 
 @pytest.mark.slow
@@ -230,7 +240,7 @@ def test_jobs_in_other_processes_keep_sweep_json_up_to_date(run: Run, tmp_path: 
     assert done.returncode == 1, done.stderr
     assert statuses(tmp_path / "sweep") == ["finished", "failed"]
     assert "drift: 1 job is not finished; run what is missing: " in done.stderr
-    job = load_json(tmp_path / "sweep" / "1" / "job.json")
+    job = read_json(tmp_path / "sweep" / "1" / "job.json")
     assert job["error"] == "nothing.jsonl: no such data file"
 
 
@@ -363,7 +373,7 @@ def test_optuna_looks_for_the_highest_validation_accuracy(run: Run, tmp_path: Pa
         "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1",
         "optim.lr=tag(log,interval(1e-5,1e-3))", "hydra.sweep.dir=sweep",
     )  # fmt: skip
-    content = load_json(tmp_path / "sweep" / "sweep.json")
+    content = read_json(tmp_path / "sweep" / "sweep.json")
     assert content["swept"] == ["optim.lr"]
     assert statuses(tmp_path / "sweep") == ["finished", "finished"]
     rates = [by_key(job["overrides"])["optim.lr"] for job in content["jobs"]]

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from drift.common.errors import ConfigError
-from drift.common.files import write_json
+from drift.common.files import read_json, write_json
 from drift.common.stats import wilson
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.evals.cell import Cell, Progress
-from drift.policy.loading import read_json
 from drift.runs.stores import Card, MlflowStore, open_experiment
 from drift.runs.tracking import MetricsFile, Tracker, sync
 from tests.conftest import ROOT, Run

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from drift.common.errors import ConfigError, DataError
+
 LOCK = ".lock"  # in a folder, held by its `sole_user`
 ASKED_S = 0.5  # who asks `is_locked` has the lock for a moment
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -49,9 +51,25 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_json(
+    path: Path, error: type[Exception] = DataError, *, missing_ok: bool = False
+) -> dict[str, Any]:
+    """A JSON object; with `missing_ok` empty where there is no such file.
+
+    Raises:
+        Exception: `error`: there is no such file, or it is torn or no object.
+    """
+    if missing_ok and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path.parent} has no {path.name}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        raise error(f"{path} is not JSON: {fault}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} is not a JSON object")
+    return content
 
 
 def publish(beside: Path, target: Path) -> None:
@@ -136,11 +154,11 @@ def locked_shared(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_user(folder: Path, refusal: Exception) -> Iterator[None]:
+def sole_user(folder: Path, refusal: str) -> Iterator[None]:
     """Make a folder this process's own while the block runs; no lock file is left.
 
     Raises:
-        Exception: `refusal`, if another process has the folder.
+        ConfigError: `refusal`: another process has the folder.
     """
     path = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +166,7 @@ def sole_user(folder: Path, refusal: Exception) -> Iterator[None]:
         try:
             stack.enter_context(locked(path, timeout_s=ASKED_S))
         except Timeout:
-            raise refusal from None
+            raise ConfigError(refusal) from None
         try:
             yield
         finally:

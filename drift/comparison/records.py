@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError
-from drift.common.files import load_json
+from drift.common.files import read_json
 from drift.common.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.config import MlflowConfig
 from drift.runs.differences import comparable, telling, tested_on
@@ -258,7 +258,7 @@ def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
     for job in content["jobs"]:
         swept = by_key(job["overrides"])
         folder = sweep / (job["folder"] or str(job["num"]))
-        summary = load_json(folder / "summary.json")
+        summary = read_json(folder / "summary.json", missing_ok=True)
         params = dict(read_card(folder)[0].params) if (folder / CARD).exists() else {}
         if (folder / CARD).exists() and isinstance(config := read_card(folder)[1], MlflowConfig):
             store = store or config
@@ -337,7 +337,7 @@ def summary_of(client: Any, run_id: str) -> dict[str, Any]:
     """A run's summary.json in MLflow; empty where it has none yet."""
     if not any(item.path == "summary.json" for item in client.list_artifacts(run_id)):
         return {}
-    return load_json(Path(client.download_artifacts(run_id, "summary.json")))
+    return read_json(Path(client.download_artifacts(run_id, "summary.json")))
 
 
 def lines_of(client: Any, run: Any) -> list[Line]:

@@ -20,12 +20,11 @@ from typing import Any
 
 from drift.cluster.engine import Engine
 from drift.common import rng
-from drift.common.errors import CheckpointError, ConfigError, DataError
-from drift.common.files import flush, sole_user, survives_a_full_disk, write_json
+from drift.common.errors import CheckpointError, DataError
+from drift.common.files import flush, read_json, sole_user, survives_a_full_disk, write_json
 from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
 from drift.policy.base import Policy
-from drift.policy.loading import read_json
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.runs.manifest import data_digest, installed
 from drift.tasks import Task
@@ -138,14 +137,14 @@ class Cell:
             self.progress = new
             return
         try:
-            self.progress = Progress(**read_json(folder / CELL))
+            self.progress = Progress(**read_json(folder / CELL, CheckpointError))
         except TypeError as error:
             raise CheckpointError(f"{folder / CELL} is of another version: {error}") from None
 
     @contextmanager
     def sole_user(self) -> Iterator[None]:
         """Refuse a cell that another process is at; drop what it left of a chunk."""
-        taken = ConfigError(
+        taken = (
             f"{self.folder} is being evaluated by another process; wait for it or use another "
             "`results` folder"
         )

@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from drift.common.files import locked, survives_a_full_disk, write_json
+from drift.common.files import locked, read_json, survives_a_full_disk, write_json
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
 from drift.evals.cell import CELL, Cell, Progress, digest
-from drift.policy.loading import read_json
 from drift.rollout.evaluate import Completion
 from drift.traces.page import write_trace
 
@@ -192,7 +191,7 @@ def group_of(folder: Path) -> Group:
     return Group(
         protocol=read_json(folder / PROTOCOL),
         cells=[cell.progress for cell in done_cells(folder)],
-        comparisons=read_json(path)["comparisons"] if path.exists() else [],
+        comparisons=read_json(path, missing_ok=True).get("comparisons", []),
     )
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from drift.cluster.zero import Partition, ZeroConfig, gathered
 from drift.common import terminal
 from drift.common.errors import CheckpointError, ConfigError
+from drift.common.files import read_json
 from drift.config import AttentionBackend, Dtype, ModelConfig
 from drift.policy import lora
 from drift.policy.attention import BACKENDS
@@ -29,7 +30,6 @@ from drift.policy.shards import (
     MAX_SHARD_SIZE,
     Shape,
     open_shard,
-    read_json as read_json,
     shard_of_tensor,
     write_shards,
 )
@@ -108,7 +108,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
         return None
     for name in files:
         if (folder / name).exists():
-            read_json(folder / name)  # its error names the file
+            read_json(folder / name, CheckpointError)  # its error names the file
     try:
         return kind.from_pretrained(folder, clean_up_tokenization_spaces=False)
     except Exception as error:  # the tokenizers library raises bare exceptions for a damaged file
@@ -245,14 +245,14 @@ def load_policy(
     """
     folder = find_checkpoint(str(path), revision)
     if (folder / lora.CONFIG).exists():
-        adapter = read_json(folder / lora.CONFIG)
+        adapter = read_json(folder / lora.CONFIG, CheckpointError)
         base = str(adapter.get("base_model_name_or_path"))
         policy = load_policy(
             base, family=family, revision=revision, dtype=dtype, device=device, zero=zero
         )
         lora.load_adapter(policy, folder, adapter)
         return policy
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json", CheckpointError)
     found = detect_family(raw, folder)
     if family is not None and found.name != family:
         raise CheckpointError(

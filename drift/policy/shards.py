@@ -14,21 +14,10 @@ from torch import Tensor
 
 from drift.common import terminal
 from drift.common.errors import CheckpointError
+from drift.common.files import read_json
 
 MAX_SHARD_SIZE = "5GB"
 Shape = tuple[int, ...]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}: not a checkpoint") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
 
 
 def open_shard(path: Path) -> Any:
@@ -46,7 +35,7 @@ def shard_of_tensor(folder: Path, stem: str = "model") -> dict[str, Path]:
     """
     index = folder / f"{stem}.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(index, CheckpointError).get("weight_map")
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{index} has no weight_map")
         for shard in sorted(set(weight_map.values())):

@@ -22,10 +22,10 @@ from drift.cluster import zero
 from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.errors import CheckpointError
-from drift.common.files import file_digest, flush, out_of_the_way, publish, write_json
+from drift.common.files import file_digest, flush, out_of_the_way, publish, read_json, write_json
 from drift.policy import lora
 from drift.policy.base import VALUE_HEAD, Policy
-from drift.policy.loading import read_json, save_policy, stored_weights
+from drift.policy.loading import save_policy, stored_weights
 from drift.policy.shards import Shape, open_shard, shard_of_tensor, write_shards
 
 OPTIMIZER = "optimizer"  # stem of the files of AdamW's state
@@ -196,7 +196,7 @@ def check(folder: Path, engine: Engine | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
-    state = read_json(folder / "state.json")
+    state = read_json(folder / "state.json", CheckpointError)
     files = state.get("files")
     if not isinstance(files, dict) or not any(name.startswith(OPTIMIZER) for name in files):
         raise CheckpointError(f"{folder} is not a checkpoint of a run: state.json lists no files")

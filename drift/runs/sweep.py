@@ -20,11 +20,11 @@ from hydra.conf import HydraConf
 from drift.cluster.preemption import RequeuedExit
 from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, PreemptedError
-from drift.common.files import in_use, is_locked, load_json, locked, locked_shared, write_json
+from drift.common.files import in_use, is_locked, locked, locked_shared, read_json, write_json
 from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.config.checks import validate
 from drift.runs.stores import open_experiment
-from drift.runs.tracking import JOB, MetricsFile
+from drift.runs.tracking import JOB, SUMMARY, MetricsFile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +93,7 @@ def plan(sweep: Path, command: str, swept: list[str], jobs: list[list[str]]) -> 
         ConfigError: the folder holds the jobs of another sweep.
     """
     begun[:] = [sweep]
-    before = load_json(sweep / SWEEP)
+    before = read_json(sweep / SWEEP, missing_ok=True)
     if before:
         old = [job["overrides"] for job in before["jobs"]]
         for num, (was, now) in enumerate(zip(old, jobs, strict=False)):
@@ -142,7 +142,7 @@ def refresh(sweep: Path, started: JobCard | None = None) -> dict[str, Any]:
         Its content.
     """
     with locked(sweep / ".sweep.lock"):
-        content = load_json(sweep / SWEEP)
+        content = read_json(sweep / SWEEP)
         if started is not None:
             entry = {"num": started.num, "overrides": started.overrides}
             entry["folder"] = os.path.relpath(started.folder, sweep)
@@ -162,9 +162,9 @@ def state(folder: Path | None) -> dict[str, Any]:
     """
     if folder is None:
         return {"status": "waiting"}
-    job, summary = load_json(folder / JOB), load_json(folder / "summary.json")
+    job, summary = (read_json(folder / name, missing_ok=True) for name in (JOB, SUMMARY))
     newest = job
-    if summary and (folder / "summary.json").stat().st_mtime > (folder / JOB).stat().st_mtime:
+    if summary and (folder / SUMMARY).stat().st_mtime > (folder / JOB).stat().st_mtime:
         newest = summary
     result: dict[str, Any] = {"status": newest["status"], "error": newest.get("error")}
     if result["status"] == "running" and is_dead(folder, job.get("host")):
@@ -183,7 +183,7 @@ def state(folder: Path | None) -> dict[str, Any]:
 def note(card: JobCard, **changes: Any) -> None:
     """Write job.json, and sweep.json from it; the first rank alone."""
     if ranks.find().rank == 0:
-        write_json(card.folder / JOB, load_json(card.folder / JOB) | changes)
+        write_json(card.folder / JOB, read_json(card.folder / JOB, missing_ok=True) | changes)
         refresh(card.sweep, card)
 
 
@@ -209,7 +209,7 @@ def attempt(
         KeyboardInterrupt: the whole sweep ends; what ran so far is shown.
         PreemptedError, RequeuedExit: a signal ended the job, which is saved.
     """
-    before = load_json(card.folder / JOB)
+    before = read_json(card.folder / JOB, missing_ok=True)
     if before and before["overrides"] != card.overrides:
         raise ConfigError(
             f"{card.folder} holds another job, `{' '.join(before['overrides'])}`; "
@@ -230,7 +230,7 @@ def work(
 ) -> float | None:
     """A job that is to be run, from its beginning to its end; see `attempt`."""
     swept = by_key(card.overrides)
-    wanted = load_json(card.sweep / SWEEP)["swept"]
+    wanted = read_json(card.sweep / SWEEP)["swept"]
     note(
         card, num=card.num, overrides=card.overrides, sweep=str(card.sweep), job_id=card.id,
         swept={key: swept[key] for key in wanted if key in swept}, status="running", error=None,
@@ -259,10 +259,14 @@ def work(
 
 def what_is_left(sweep: Path) -> str:
     """`12 more wait, 34:00 left`, by the jobs that have ended; empty if none waits."""
-    content = load_json(sweep / SWEEP)
+    content = read_json(sweep / SWEEP)
     waiting = [job for job in content["jobs"] if job["status"] == "waiting"]
     running = [job for job in content["jobs"] if job["status"] == "running"]
-    notes = [load_json(sweep / job["folder"] / JOB) for job in content["jobs"] if job["folder"]]
+    notes = [
+        read_json(sweep / job["folder"] / JOB, missing_ok=True)
+        for job in content["jobs"]
+        if job["folder"]
+    ]
     took = [entry["ended"] - entry["started"] for entry in notes if entry.get("ended")]
     if not waiting:
         return ""
@@ -322,7 +326,7 @@ def tell_begun() -> str:
 
 def command(sweep: Path) -> str:
     """What to type to take a sweep up again."""
-    return load_json(sweep / SWEEP)["command"]
+    return read_json(sweep / SWEEP)["command"]
 
 
 def table(content: dict[str, Any], title: str) -> "Table":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import in_use, load_json, write_json
+from drift.common.files import in_use, read_json, write_json
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
@@ -215,10 +215,9 @@ def shortened(text: str, limit: int = 200) -> str:
 
 def in_sweep(card: Card, folder: Path) -> Card:
     """The card of a sweep's job: the swept settings are its name, tags and, if new, params."""
-    path = folder / JOB
-    if not path.exists():
+    job = read_json(folder / JOB, missing_ok=True)
+    if not job:
         return card
-    job = json.loads(path.read_text(encoding="utf-8"))
     swept: dict[str, str] = job["swept"]
     return Card(
         name=" ".join(f"{key}={value}" for key, value in swept.items()) or card.name,
@@ -250,7 +249,7 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
     steps = len(tracker.metrics.lines())
     if in_use(folder):
         return "running", steps
-    summary, cell = (load_json(folder / name) for name in (SUMMARY, CELL))
+    summary, cell = (read_json(folder / name, missing_ok=True) for name in (SUMMARY, CELL))
     files = [folder / name for name in SYNCED]
     if cell:  # in results/cells/protocol/checkpoint
         files.append(folder.resolve().parents[2] / "results.md")

@@ -10,10 +10,9 @@ from typing import Any
 
 from drift.cluster.engine import Engine
 from drift.common import terminal
-from drift.common.files import survives_a_full_disk, write_json
+from drift.common.files import read_json, survives_a_full_disk, write_json
 from drift.common.types import Advantages, Rollout
 from drift.config import AdvantageEstimator, RunConfig
-from drift.policy.loading import read_json
 from drift.rollout.evaluate import EvalResult
 from drift.runs.tracking import PHASES, TRAINING, Tracker
 from drift.traces.page import TraceRow, write_trace

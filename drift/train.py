@@ -1,6 +1,5 @@
 """RL from verifiable rewards: `python -m drift.train [overrides]`."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import CheckpointError, ConfigError, PreemptedError
-from drift.common.files import read_json, sole_user
+from drift.common.files import digest, read_json, sole_user
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.config.checks_learner import idle_settings
 from drift.runs.differences import BOOKKEEPING
@@ -210,7 +209,8 @@ def run(config: RunConfig) -> None:
         log.setLevel(logging.WARNING)
     config.output_dir = engine.agree(config.output_dir)
     if engine.num_ranks > 1:
-        engine.assert_same("their settings", digest(replace(config, cluster=ClusterConfig())))
+        settings = settings_of(replace(config, cluster=ClusterConfig()))
+        engine.assert_same("their settings", digest(settings))
     try:
         train(config, engine)
     finally:
@@ -226,7 +226,7 @@ def train(config: RunConfig, engine: "Engine") -> None:
         resumed = checkpoint_to_resume(config, engine)
         trainer, overlap = build(config, engine, resumed)
         if engine.num_ranks > 1:
-            ids = {split: problems.ids for split, problems in trainer.problems.items()}
+            ids = {split.value: problems.ids for split, problems in trainer.problems.items()}
             engine.assert_same("their data", digest(ids))
         told = read_json(folder / "summary.json", missing_ok=True).get("status") == "finished"
         if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
@@ -242,11 +242,6 @@ def train(config: RunConfig, engine: "Engine") -> None:
                 start(config, trainer, overlap, resumed)
             engine.barrier()
             follow(trainer)
-
-
-def digest(value: object) -> str:
-    """A few letters that differ where the values do."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
 
 
 def place_line(config: RunConfig, engine: "Engine") -> str:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from drift.common.files import digest
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evals.cell import Progress, digest
+from drift.evals.cell import Progress
 from drift.evals.results import (
     Group,
     compare,

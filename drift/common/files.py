@@ -30,6 +30,12 @@ def file_digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def digest(value: object) -> str:
+    """8 letters of the SHA-256 of a value as JSON, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def flush(path: Path) -> None:
     """Make the kernel write a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -21,7 +21,7 @@ from typing import Any
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError, DataError
-from drift.common.files import flush, read_json, sole_user, survives_a_full_disk, write_json
+from drift.common.files import digest, flush, read_json, sole_user, survives_a_full_disk, write_json
 from drift.common.types import Example, Rollout
 from drift.config import EvalRunConfig
 from drift.policy.base import Policy
@@ -78,11 +78,6 @@ def grader_code(kind: type[Task]) -> str:
     files.append(Path(inspect.getfile(kind)))  # the task may be a file of the user's
     texts = (path.read_text(encoding="utf-8") for path in files)  # reads every line end as \n
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
-
-
-def digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def protocol_name(content: dict[str, Any]) -> str:

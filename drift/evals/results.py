@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from drift.common.files import locked, read_json, survives_a_full_disk, write_json
+from drift.common.files import digest, locked, read_json, survives_a_full_disk, write_json
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evals.cell import CELL, Cell, Progress, digest
+from drift.evals.cell import CELL, Cell, Progress
 from drift.rollout.evaluate import Completion
 from drift.traces.page import write_trace
 

@@ -6,7 +6,6 @@ costs a warning; it gets what it lacks when it can be reached again, while the r
 by `python -m drift.track sync FOLDER`, which needs nothing but the run's folder.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import in_use, read_json, write_json
+from drift.common.files import digest, in_use, read_json, write_json
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
@@ -280,7 +279,7 @@ def id_file(folder: Path, config: TrackingConfig) -> Path:
     """Where a run's id in a store is kept: each store has a file, the run's own the plain name."""
     name, place = f"{config.backend}_run_id", place_of(config)
     if place != place_of(read_card(folder)[1]):
-        name += "-" + hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:8]
+        name += "-" + digest(place)
     return folder / name
 
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from drift.common.errors import ConfigError
 from drift.common.stats import mean_height, pareto_front, t_interval, wilson
-from drift.compare import Comparison, log_report, write_report
 from drift.comparison.charts import accuracy_over_nfe, looks, smooth
 from drift.comparison.records import Group, RunRecord, from_experiment, from_sweep, grouped, horizon
+from drift.comparison.report import Comparison, log_report, write_report
 from drift.config import MlflowConfig, TrackingBackend
 from drift.runs.stores import comparison_address, open_experiment
 from drift.runs.tracking import Tracker

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drift.compare import Comparison, write_report
 from drift.comparison.records import from_experiment
+from drift.comparison.report import Comparison, write_report
 from drift.runs.stores import comparison_address, open_experiment
 from tests.test_compare import make_run, store_runs
 from tests.test_tracking_server import Server

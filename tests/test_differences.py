@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from drift.compare import Comparison
 from drift.comparison.charts import accuracy_over_nfe
 from drift.comparison.records import Group, RunRecord
+from drift.comparison.report import Comparison
 from drift.runs.differences import telling, unnamed
 from tests.test_compare import make_run
 

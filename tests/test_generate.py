@@ -16,11 +16,12 @@ from omegaconf import OmegaConf
 import drift
 from drift.common.errors import ConfigError, RolloutError
 from drift.common.types import Trace
-from drift.generate import HOW, Screen, lines_of, literal, style_of
+from drift.generate import literal
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
 from drift.policy.lora import factors, save_adapter
 from drift.rollout.generate import complete, generate, rollout_config
+from drift.rollout.screen import HOW, Screen, lines_of, style_of
 from tests.conftest import ROOT
 from tests.test_lora import adapted
 from tests.test_viewer import embedded

@@ -32,7 +32,6 @@ from drift.config import (
     ToyConfig,
     TraceConfig,
 )
-from drift.lab import BEGIN, END, averaged, basic_maskings, other_maskings
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks
 from drift.policy.base import Policy
@@ -48,6 +47,7 @@ from drift.toy.model import (
     table,
     word_logps,
 )
+from drift.toy.report import BEGIN, END, averaged, basic_maskings, other_maskings
 from drift.toy.truth import Truth, as_rollout, count
 from tests.conftest import Run, rollout_config
 

@@ -11,8 +11,8 @@ from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest
 from drift.config import CountdownConfig, FilesConfig, Split
 from drift.config.data import DataConfig, Dataset, OnError, PrepareConfig
+from drift.datasets.prepare import run as prepare
 from drift.datasets.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
-from drift.prepare import run as prepare
 from drift.tasks import build_task
 from drift.tasks.contamination import matches
 from drift.tasks.scoring import load_task

@@ -16,8 +16,8 @@ from drift.common.types import Score
 from drift.config import CountdownConfig, ScoreConfig
 from drift.config.compose import CONF
 from drift.config.data import DataConfig, OnError
-from drift.score import run as run_score
 from drift.tasks.records import Record, read_records
+from drift.tasks.score_file import run as run_score
 from drift.tasks.scoring import CHUNK, graded, load_task
 from tests.conftest import ROOT, Run, read_lines
 

@@ -313,8 +313,8 @@ def test_a_run_that_is_killed_after_its_last_step_tells_its_end_when_given_again
 ) -> None:
     code = """
 import os, drift.train
-drift.train.follow = lambda trainer: (trainer.fit(), os.kill(os.getpid(), 9))
-drift.train.run_command("train", drift.train.run)
+drift.training.run.follow = lambda trainer: (trainer.fit(), os.kill(os.getpid(), 9))
+drift.train.run_command("train", drift.training.run.run)
 """
     settings = (*SMALL, "num_steps=2", "tracking.uri=sqlite:///db", "hydra.run.dir=run")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

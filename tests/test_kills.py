@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.common.files import read_json
-from drift.runs.checkpoints import check, drop_after, make_room, prune
+from drift.common.files import make_room, read_json
+from drift.runs.checkpoints import check, drop_after, prune
 from tests.conftest import ROOT, Run, read_lines
 
 SMALL = (

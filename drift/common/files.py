@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,12 +46,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a file to write, which takes the place of `path` when the block ends.
+
+    An error in the block leaves nothing of it; a kill leaves `.writing-NAME`.
+    """
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        yield beside
+        flush(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, never a part."""
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    flush(beside)
-    beside.replace(path)
+    """Write a file that is either the old one or the new one."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -76,6 +90,30 @@ def read_json(
     if not isinstance(content, dict):
         raise error(f"{path} is not a JSON object")
     return content
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write in, which takes the place of `folder` when the block ends.
+
+    What a kill has left is removed when the same folder is written again.
+    """
+    beside = folder.with_name(f".writing-{folder.name}")
+    make_room(beside, escape(folder.name))
+    yield beside
+    for file in beside.iterdir():
+        flush(file)
+    publish(beside, folder)
+
+
+def make_room(beside: Path, named: str = "step_*") -> None:
+    """Create a folder to write in, and remove what was left of folders whose names match."""
+    for pattern in (f".writing-{named}", f".old-*-{named}"):  # after a kill, or held at the time
+        for leftover in beside.parent.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+    if beside.exists():
+        out_of_the_way(beside)
+    beside.mkdir(parents=True)
 
 
 def publish(beside: Path, target: Path) -> None:

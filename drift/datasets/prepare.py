@@ -2,15 +2,13 @@
 
 import json
 import logging
-import shutil
 from collections import Counter
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift import __version__
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import file_digest, flush, publish, write_json
+from drift.common.files import file_digest, whole_folder, write_json
 from drift.config import Split
 from drift.config.data import Dataset, OnError, PrepareConfig
 
@@ -186,22 +184,17 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
     Returns:
         The manifest with its `files`.
     """
-    beside = folder.with_name(f".writing-{folder.name}")
-    for leftover in (beside, *folder.parent.glob(f".old-*-{escape(folder.name)}")):  # after a kill
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside.mkdir(parents=True)
     files: Fields = {}
-    for split, records in splits.items():
-        if records:
-            path = beside / f"{split}.jsonl"
-            lines = (json.dumps(record) + "\n" for record in records)
-            with path.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-            flush(path)
-            files[path.name] = {"n": len(records), **file_digest(path)}
-    manifest = {**manifest, "files": files}
-    write_json(beside / "manifest.json", manifest)
-    publish(beside, folder)
+    with whole_folder(folder) as beside:
+        for split, records in splits.items():
+            if records:
+                path = beside / f"{split}.jsonl"
+                lines = (json.dumps(record) + "\n" for record in records)
+                with path.open("w", encoding="utf-8") as file:
+                    file.writelines(lines)
+                files[path.name] = {"n": len(records), **file_digest(path)}
+        manifest = {**manifest, "files": files}
+        write_json(beside / "manifest.json", manifest)
     return manifest
 
 

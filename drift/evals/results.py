@@ -13,7 +13,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from drift.common.files import digest, locked, read_json, survives_a_full_disk, write_json
+from drift.common.files import (
+    digest,
+    locked,
+    read_json,
+    survives_a_full_disk,
+    write_json,
+    write_text,
+)
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
 from drift.evals.cell import CELL, Cell, Progress
 from drift.rollout.evaluate import Completion
@@ -208,7 +215,7 @@ def update_results(results: Path, folder: Path) -> None:
         found = [group_of(path) for path in (results / CELLS).iterdir()]
         found = sorted((group for group in found if group.cells), key=in_order)
         write_json(results / "results.json", [as_json(group) for group in found])
-        (results / "results.md").write_text(markdown(found), encoding="utf-8")
+        write_text(results / "results.md", markdown(found))
         write_page(results / "traces" / f"{folder.name}.html", folder, cells)
 
 

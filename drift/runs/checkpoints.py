@@ -22,7 +22,15 @@ from drift.cluster import zero
 from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.errors import CheckpointError
-from drift.common.files import file_digest, flush, out_of_the_way, publish, read_json, write_json
+from drift.common.files import (
+    file_digest,
+    flush,
+    make_room,
+    out_of_the_way,
+    publish,
+    read_json,
+    write_json,
+)
 from drift.policy import lora
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import save_policy, stored_weights
@@ -90,15 +98,6 @@ def together(
         if engine.is_main:
             shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"{beside.parent}: {faults[0]}")
-
-
-def make_room(beside: Path, named: str = "step_*") -> None:
-    """Create a folder to write in, and remove what saves of the same name have left."""
-    for leftover in beside.parent.glob(f".*-{named}"):  # of a killed run, or could not go before
-        shutil.rmtree(leftover, ignore_errors=True)
-    if beside.exists():
-        out_of_the_way(beside)
-    beside.mkdir(parents=True)
 
 
 def shard_limit(engine: Engine) -> int:

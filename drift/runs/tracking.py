@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import digest, in_use, read_json, write_json
+from drift.common.files import digest, in_use, read_json, write_json, write_text
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
@@ -70,9 +70,7 @@ class MetricsFile:
     def keep_through(self, step: int) -> None:
         """Drop the lines after a step: a resumed run does them again."""
         kept = [line for line in self.lines() if line[STEP] <= step]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class Tracker:

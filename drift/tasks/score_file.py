@@ -11,13 +11,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from drift.common import terminal
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import file_digest, flush, write_json
+from drift.common.files import file_digest, whole_file, write_json
 from drift.config import ScoreConfig
 
 if TYPE_CHECKING:
     from drift.common.types import Score
     from drift.tasks.records import Record
-
 
 log = logging.getLogger("drift")
 
@@ -67,19 +66,13 @@ class Summary:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A new file that takes the path's place when all of it is written, and never a part."""
+def written(path: Path) -> Iterator[IO[str]]:
+    """The output, opened for lines: whole at the end or not there; packed if its name says so."""
     from drift.tasks.records import open_data
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".writing-{path.name}")
-    try:
-        with open_data(beside, "wt", encoding="utf-8") as file:
-            yield file
-        flush(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(path) as beside, open_data(beside, "wt", encoding="utf-8") as file:
+        yield file
 
 
 def run(config: ScoreConfig) -> None:
@@ -97,7 +90,7 @@ def run(config: ScoreConfig) -> None:
     task = build_task(config.task, config.data.on_error)
     summary = Summary()
     total = sum(1 for _ in read_records(source)) if terminal.on_terminal() else 0
-    with whole_file(target) as file, terminal.bar("grading records", total) as bar:
+    with written(target) as file, terminal.bar("grading records", total) as bar:
         for record, result in graded(task, read_records(source), config.data.on_error):
             line = output_line(record, result)
             summary.add(line)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drift.common.files import whole_file
 from drift.common.types import Advantages, MaskedViews, Rollout
 from drift.learner.likelihood import assemble
 from drift.policy.base import Policy
@@ -109,13 +110,8 @@ def write_trace(path: Path, rows: list[TraceRow], *, title: str) -> None:
     }
     template = (HERE / "viewer.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
-    beside = path.with_name(path.name + ".tmp")
-    try:
+    with whole_file(path) as beside:
         beside.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
-        beside.replace(path)
-    except OSError:  # a full disk: leave nothing of it
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def packed(row: TraceRow) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common import ranks, rng, terminal
 from drift.common.errors import ConfigError, DataError
-from drift.common.files import flush, give_back, publish
+from drift.common.files import give_back, whole_folder
 from drift.common.types import Example
 from drift.config import SFTConfig
 from drift.config.checks_learner import idle_settings
@@ -19,7 +19,7 @@ from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
 from drift.rollout.evaluate import Problems, evaluate, load_problems
 from drift.rollout.prompts import encode_all, render
-from drift.runs.checkpoints import make_room, together
+from drift.runs.checkpoints import together
 from drift.runs.manifest import data_digests, write_origin
 from drift.runs.stores import STEP, TIME
 from drift.runs.tracking import MetricsFile
@@ -102,13 +102,13 @@ def sft_step(
 
 
 def save(engine: Engine, policy: Policy, folder: Path) -> None:
-    """Write a policy beside, then give it its name; until then the one before keeps it."""
-    beside = folder.with_name(f".writing-{folder.name}")
-    together(engine, beside, lambda: make_room(beside, folder.name))
-    together(engine, beside, lambda: save_policy(policy, beside))
-    for file in beside.iterdir():
-        flush(file)
-    publish(beside, folder)
+    """Write a policy, which takes the place of the one before when it is whole."""
+
+    def write() -> None:
+        with whole_folder(folder) as beside:
+            save_policy(policy, beside)
+
+    together(engine, folder.with_name(f".writing-{folder.name}"), write)
 
 
 def fit(

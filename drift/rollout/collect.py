@@ -1,6 +1,8 @@
 """Prompts to graded completions."""
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +27,42 @@ def texts_of(policy: Policy, trace: Trace) -> list[str]:
     return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
+def completions(
+    policy: Policy,
+    prompts: PromptBatch,
+    config: RolloutConfig,
+    key: int,
+    *,
+    group_size: int,
+    watch: Callable[[Trace], None] | None = None,
+    count: Callable[[float], None] | None = None,
+) -> Rollout:
+    """Complete each prompt `group_size` times; nothing is graded.
+
+    Args:
+        policy, config, key, watch, count: as `decode` takes them.
+        prompts: P prompts; the number of the first one says how the rows are numbered.
+        group_size: G completions of a prompt, whatever the config says.
+
+    Returns:
+        B = P * G rows, the rows of a group adjacent, without scores, of a policy of version 0.
+    """
+    rows_B = prompts.first_prompt * group_size + torch.arange(len(prompts.ids) * group_size)
+    repeated = [ids for ids in prompts.ids for _ in range(group_size)]
+    trace = decode(policy, repeated, rows_B, config, key, watch, count)
+    return Rollout(
+        prompts=prompts,
+        group_size=group_size,
+        rows_B=rows_B.to(policy.device),
+        trace=trace,
+        texts=texts_of(policy, trace),
+        scores=[],
+        temperature=config.temperature,
+        policy_version=0,
+        reward_s=0.0,
+    )
+
+
 def collect(
     policy: Policy,
     task: Task,
@@ -46,30 +84,18 @@ def collect(
     Returns:
         B = P * group_size rows, the rows of a group adjacent.
     """
-    first_row = prompts.first_prompt * config.group_size
-    rows_B = first_row + torch.arange(len(prompts.ids) * config.group_size)
-    repeated = [ids for ids in prompts.ids for _ in range(config.group_size)]
-    with terminal.bar("rollout rows", len(repeated)) as bar:
-        trace = decode(policy, repeated, rows_B, config, key, count=bar.move)
-    texts = texts_of(policy, trace)
-    started = time.perf_counter()
-    examples = [example for example in prompts.examples for _ in range(config.group_size)]
+    with terminal.bar("rollout rows", len(prompts.ids) * config.group_size) as bar:
+        rollout = completions(
+            policy, prompts, config, key, group_size=config.group_size, count=bar.move
+        )
+    trace, started = rollout.trace, time.perf_counter()
     scores = grade(
         task,
-        examples,
-        texts,
+        [example for example in prompts.examples for _ in range(config.group_size)],
+        rollout.texts,
         length_shares=(trace.length_B / trace.canvas_BC.shape[1]).tolist(),
         nfe_shares=(trace.nfe_B / config.steps).tolist(),
         finished=trace.finished_B.tolist(),
     )
-    return Rollout(
-        prompts=prompts,
-        group_size=config.group_size,
-        rows_B=rows_B.to(policy.device),
-        trace=trace,
-        texts=texts,
-        scores=scores,
-        temperature=config.temperature,
-        policy_version=policy_version,
-        reward_s=time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    return replace(rollout, scores=scores, policy_version=policy_version, reward_s=seconds)

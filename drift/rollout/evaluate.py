@@ -4,19 +4,16 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import torch
 
 from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.stats import Accuracy
-from drift.common.types import Example, PromptBatch, Rollout, Trace
+from drift.common.types import Example, PromptBatch, Rollout
 from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
 from drift.policy.base import Policy
-from drift.rollout.collect import texts_of
-from drift.rollout.decoding import decode
+from drift.rollout.collect import completions
 from drift.rollout.prompts import encode_all
 from drift.tasks import Task
 
@@ -130,37 +127,27 @@ def complete(
         ids=[problems.ids[row // samples] for row in range(first, last)],
         first_prompt=first_row + first,
     )
-    rows_B = torch.arange(first_row + first, first_row + last)
     started = time.perf_counter()
     with engine.autocast(), terminal.bar(f"{problems.split} rows", len(prompts.ids)) as bar:
-        trace = decode_unless(leave, bar, policy, prompts.ids, rows_B, rollout, key)
-    if trace is None:
+        own = completions_unless(leave, bar, policy, prompts, rollout, key)
+    if own is None:
         policy.settle()  # until the other ranks have left, or are done
-    if engine.max(trace is None) or trace is None:
+    if engine.max(own is None) or own is None:
         raise UnfinishedError
     engine.synchronize()
     decode_s = engine.max(time.perf_counter() - started)
-    texts, started = texts_of(policy, trace), time.perf_counter()
-    own = Rollout(
-        prompts=prompts,
-        group_size=1,
-        rows_B=rows_B.to(policy.device),
-        trace=trace,
-        texts=texts,
-        scores=task.checked_scores(prompts.examples, texts),
-        temperature=rollout.temperature,
-        policy_version=0,
-        reward_s=time.perf_counter() - started,
-    )
+    started = time.perf_counter()
+    scores = task.checked_scores(prompts.examples, own.texts)
+    own = replace(own, scores=scores, reward_s=time.perf_counter() - started)
     return Completions(
         rows=engine.gather(completions_of(own, samples)), rollout=own, decode_s=decode_s
     )
 
 
-def decode_unless(
+def completions_unless(
     leave: Callable[[], bool] | None, bar: terminal.Bar, *arguments: Any
-) -> Trace | None:
-    """`decode(*arguments)` with a bar; None if it was left."""
+) -> Rollout | None:
+    """`completions(*arguments)` of each prompt once, with a bar; None if it was left."""
 
     def count(done: float) -> None:
         bar.move(done)
@@ -168,7 +155,7 @@ def decode_unless(
             raise UnfinishedError
 
     with suppress(UnfinishedError):
-        return decode(*arguments, count=count)
+        return completions(*arguments, group_size=1, count=count)
     return None
 
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Sequence
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,8 +20,7 @@ from drift.config import (
 from drift.config.checks import validate
 from drift.config.explain import explain
 from drift.policy.base import Policy
-from drift.rollout.collect import texts_of
-from drift.rollout.decoding import decode
+from drift.rollout.collect import completions
 from drift.rollout.prompts import encode_text, render
 
 DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}
@@ -127,17 +125,8 @@ def complete(
                 f"rollout.gen_length={config.gen_length} the model's positions allow {limit}; "
                 "shorten it or lower rollout.gen_length"
             )
-    rows_B = torch.arange(len(ids) * config.group_size)
-    repeated = [row for row in ids for _ in range(config.group_size)]
-    trace = decode(policy, repeated, rows_B, config, rng.stream(seed, "generate"), watch)
-    return Rollout(
-        prompts=PromptBatch(examples=examples, ids=ids, first_prompt=0),
-        group_size=config.group_size,
-        rows_B=rows_B.to(policy.device),
-        trace=trace,
-        texts=texts_of(policy, trace),
-        scores=[],
-        temperature=config.temperature,
-        policy_version=0,
-        reward_s=0.0,
+    batch, key = (
+        PromptBatch(examples=examples, ids=ids, first_prompt=0),
+        rng.stream(seed, "generate"),
     )
+    return completions(policy, batch, config, key, group_size=config.group_size, watch=watch)

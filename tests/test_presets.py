@@ -242,7 +242,10 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
         ),
         (["experiment=espo", "masking.num_views=3"], "masking.num_views=3 must be even for"),
         (["masking=coupled_ratio", "masking.num_views=2"], "must be a multiple of 3"),
-        (["masking=coupled_ratio", "masking.max_ratio=1"], "0 < min_ratio <= max_ratio < 1"),
+        (
+            ["masking=coupled_ratio", "masking.max_ratio=1"],
+            "max_ratio=1.0 must be above 0 and below 1: both",
+        ),
         (["masking=block", "masking.block_length=5"], "masking.block_length=5 must divide"),
         (["masking=trace", "masking.shrink=0"], "masking.shrink=0 must be greater than 0"),
         (

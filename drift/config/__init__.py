@@ -10,6 +10,7 @@ from enum import StrEnum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from drift.config.bounds import any_number, at_least, not_negative, positive, share
 from drift.config.cluster import (
     ClusterConfig as ClusterConfig,
     SlurmConfig as SlurmConfig,
@@ -133,8 +134,8 @@ class Schedule(StrEnum):
 
 @dataclass
 class LoraConfig:
-    rank: int = 0  # 0: every weight is trained
-    alpha: float = 16.0  # the update is scaled by alpha / rank
+    rank: int = not_negative(0)  # 0: every weight is trained
+    alpha: float = positive(16.0, finite=True)  # the update is scaled by alpha / rank
     # the matrices of each block that get an adapter
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj"]
@@ -151,57 +152,67 @@ class ModelConfig:
     attention: AttentionBackend = AttentionBackend.sdpa  # how attention is computed
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False  # less memory, about a third more time in updates
-    lr: float = MISSING  # a learning rate known to work for RL on this model; optim.lr takes it
+    # a learning rate known to work for RL on this model; optim.lr takes it
+    lr: float = positive(MISSING, finite=True)
 
 
 @dataclass
 class RolloutConfig:
     remasking: RemaskingRule = MISSING  # which drawn tokens a denoising step commits
-    threshold: float | None = None  # of remasking=threshold: the least confidence
-    factor: float | None = None  # of remasking=factor: larger commits more tokens together
+    # of remasking=threshold: the least confidence
+    threshold: float | None = share(None, zero=False)
+    # of remasking=factor: larger commits more tokens together
+    factor: float | None = positive(None)
     confidence: Confidence = Confidence.probability  # what makes a token sure
-    prompts_per_step: int = 32  # of a step, over all ranks
-    group_size: int = 8  # completions of one prompt
-    gen_length: int = MISSING  # tokens of the canvas: the most that a completion has
-    block_length: int = MISSING  # tokens decoded before the next block begins; divides gen_length
-    steps: int = MISSING  # denoising steps for the whole canvas: the most that are taken
-    temperature: float = 1.0  # in sampler and learner; 0 = the likeliest tokens
-    top_p: float | None = None  # draw from the nucleus of this probability
-    top_k: int | None = None  # draw from the likeliest words
-    position_temperature: float = 0.0  # of the order of positions: 0 = the surest first
+    prompts_per_step: int = positive(32)  # of a step, over all ranks
+    group_size: int = positive(8)  # completions of one prompt
+    gen_length: int = positive(MISSING)  # tokens of the canvas: the most that a completion has
+    # tokens decoded before the next block begins; divides gen_length
+    block_length: int = positive(MISSING)
+    steps: int = positive(MISSING)  # denoising steps for the whole canvas: the most that are taken
+    # in sampler and learner; 0 = the likeliest tokens
+    temperature: float = not_negative(1.0, finite=True)
+    top_p: float | None = share(None, zero=False)  # draw from the nucleus of this probability
+    top_k: int | None = positive(None)  # draw from the likeliest words
+    # of the order of positions: 0 = the surest first
+    position_temperature: float = not_negative(0.0, finite=True)
     suppress_end: EndSuppression = EndSuppression.none  # how stop tokens are kept from early places
     cache: CacheMode = CacheMode.none  # of keys and values
-    horizon: int | None = None  # of cache=prefix: tokens recomputed behind the block; null = all
-    refresh_every: int | None = None  # steps between refreshes inside a block; null = none
+    # of cache=prefix: tokens recomputed behind the block; null = all
+    horizon: int | None = not_negative(None)
+    # steps between refreshes inside a block; null = none
+    refresh_every: int | None = positive(None)
     weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
     compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
-    max_rows: int = 256  # rows decoded at the same time on one rank
+    max_rows: int = positive(256)  # rows decoded at the same time on one rank
 
 
 @dataclass
 class OptimConfig:
-    lr: float = MISSING  # learning rate
-    beta1: float = 0.9  # of AdamW's mean of gradients
-    beta2: float = 0.999  # of its mean of their squares
-    eps: float = 1e-8  # in AdamW's denominator
-    weight_decay: float = 0.0  # AdamW's, decoupled from the gradient
-    max_grad_norm: float = 1.0  # longer gradients are shortened to it
+    lr: float = positive(MISSING, finite=True)  # learning rate
+    beta1: float = share(0.9, one=False)  # of AdamW's mean of gradients
+    beta2: float = share(0.999, one=False)  # of its mean of their squares
+    eps: float = positive(1e-8, finite=True)  # in AdamW's denominator
+    weight_decay: float = not_negative(0.0, finite=True)  # AdamW's, decoupled from the gradient
+    max_grad_norm: float = positive(1.0, finite=True)  # longer gradients are shortened to it
     schedule: Schedule = Schedule.constant  # of the learning rate, after the warm-up
-    warmup_steps: int = 0  # optimizer steps
-    rows_per_forward: int = 64  # rows of one learner forward on one rank; lower it to save memory
+    warmup_steps: int = not_negative(0)  # optimizer steps
+    # rows of one learner forward on one rank; lower it to save memory
+    rows_per_forward: int = positive(64)
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = 20  # steps between checkpoints; 0 = at a new best and at the end
-    keep: int = 2  # newest checkpoints kept beside the best
+    every: int = not_negative(20)  # steps between checkpoints; 0 = at a new best and at the end
+    keep: int = positive(2)  # newest checkpoints kept beside the best
 
 
 @dataclass
 class SFTDataConfig:
-    habit_share: float = 0.0  # of the demonstrations, the share that shows the task's bad habit
-    batch_size: int = 128  # demonstrations of an optimizer step
-    log_every: int = 100  # optimizer steps between lines of the log
+    # of the demonstrations, the share that shows the task's bad habit
+    habit_share: float = share(0.0)
+    batch_size: int = positive(128)  # demonstrations of an optimizer step
+    log_every: int = positive(100)  # optimizer steps between lines of the log
 
 
 @dataclass
@@ -212,7 +223,7 @@ class BaseConfig:
     task: TaskConfig = MISSING
     rollout: RolloutConfig = MISSING
     cluster: ClusterConfig = MISSING
-    seed: int = 0  # of every random number of the run
+    seed: int = any_number(0)  # of every random number of the run
     output_dir: str = ""  # filled in when the run starts; choose it with hydra.run.dir
 
 
@@ -229,8 +240,9 @@ class RunConfig(BaseConfig):
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     traces: TracePagesConfig = field(default_factory=TracePagesConfig)
-    num_steps: int = 80  # steps of rollout and update
-    max_training_s: float | None = None  # end after this long in rollout, reward, update and sync
+    num_steps: int = positive(80)  # steps of rollout and update
+    # end after this long in rollout, reward, update and sync
+    max_training_s: float | None = positive(None)
     resume: str = "auto"  # auto = the newest of this folder | never | a checkpoint to begin at
 
 
@@ -242,7 +254,7 @@ class SFTConfig(BaseConfig):
     data: TrainDataConfig = field(default_factory=TrainDataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sft: SFTDataConfig = field(default_factory=SFTDataConfig)
-    num_steps: int = 1000  # optimizer steps
+    num_steps: int = positive(1000)  # optimizer steps
 
 
 @dataclass
@@ -302,10 +314,11 @@ class GenerateConfig(BaseConfig):
 class ToyConfig:
     """The lab's model: small enough that every answer can be counted."""
 
-    num_words: int = 3  # that it can write; the first of them is its stop token
-    prompt_length: int = 2  # tokens of the prompt
-    sharpness: float = 2.0  # multiplies the head's random weights: how sure the network is
-    fit_steps: int = 100  # of training on random answers; 0 = random weights
+    num_words: int = positive(3)  # that it can write; the first of them is its stop token
+    prompt_length: int = positive(2)  # tokens of the prompt
+    # multiplies the head's random weights: how sure the network is
+    sharpness: float = positive(2.0)
+    fit_steps: int = not_negative(100)  # of training on random answers; 0 = random weights
 
 
 @dataclass
@@ -314,12 +327,13 @@ class LabConfig:
 
     rollout: RolloutConfig = MISSING
     toy: ToyConfig = field(default_factory=ToyConfig)
-    toys: int = 8  # random networks that are averaged
-    draws: int = 32  # of masks for each trajectory; an even number
-    groups: int = 2000  # of completions, for the table of objectives
-    lag: float = 0.03  # between the policy and the one that sampled, as a share of each weight
+    toys: int = positive(8)  # random networks that are averaged
+    draws: int = at_least(32, 2)  # of masks for each trajectory; an even number
+    groups: int = at_least(2000, 2)  # of completions, for the table of objectives
+    # between the policy and the one that sampled, as a share of each weight
+    lag: float = not_negative(0.03)
     page: str | None = None  # a Markdown file whose part between the marks is made anew
-    seed: int = 0  # of the networks and of the draws
+    seed: int = any_number(0)  # of the networks and of the draws
     output_dir: str = ""  # as in BaseConfig
 
 
@@ -358,14 +372,25 @@ GROUPS: dict[str, dict[str, type]] = {
 }
 
 
+COMMANDS: dict[str, type] = {
+    "run": RunConfig,
+    "sft": SFTConfig,
+    "eval": EvalRunConfig,
+    "doctor": DoctorConfig,
+    "export": ExportConfig,
+    "generate": GenerateConfig,
+    "prepare": PrepareConfig,
+    "score": ScoreConfig,
+    "lab": LabConfig,
+    "compare": CompareConfig,
+    "track": TrackConfig,
+}
+
+
 def register() -> None:
     """Put every schema into Hydra's store, under `schema/<group>/<name>`."""
     store = ConfigStore.instance()
-    schemas = {"run": RunConfig, "sft": SFTConfig, "eval": EvalRunConfig, "doctor": DoctorConfig}
-    schemas |= {"export": ExportConfig, "generate": GenerateConfig}
-    schemas |= {"prepare": PrepareConfig, "score": ScoreConfig, "lab": LabConfig}
-    schemas |= {"compare": CompareConfig, "track": TrackConfig}
-    for name, node in schemas.items():
+    for name, node in COMMANDS.items():
         store.store(group="schema", name=name, node=node)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():

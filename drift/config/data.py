@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from drift.config.bounds import share
+
 
 class OnError(StrEnum):
     refuse = "refuse"
@@ -28,7 +30,8 @@ class DataConfig:
 
 @dataclass
 class TrainDataConfig(DataConfig):
-    max_overlap: float = 0.0  # share of an evaluation set that may be in train: contamination.py
+    # share of an evaluation set that may be in train: contamination.py
+    max_overlap: float = share(0.0)
 
 
 @dataclass

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from drift.config.bounds import not_negative, positive, share
+
 
 class MaskingStrategy(StrEnum):
     sequential = "sequential"
@@ -31,48 +33,53 @@ class Times(StrEnum):
 @dataclass
 class MaskingConfig:
     strategy: MaskingStrategy = MISSING  # of the option
-    prompt_mask_prob: float = 0.0  # of each prompt token, in each view, to be hidden too
+    # of each prompt token, in each view, to be hidden too
+    prompt_mask_prob: float = share(0.0, one=False)
 
 
 @dataclass
 class SequentialConfig(MaskingConfig):
     """RLDF's masking (arXiv 2605.25638)."""
 
-    num_views: int = 4  # denoising steps that are drawn
-    temperature: float = 1.0  # of the choice of steps: .inf = uniform, 0 = the most surprising
-    low_prob_threshold: float = 0.6  # masked later tokens score if as likely; 1 = none, 0 = all
+    num_views: int = positive(4)  # denoising steps that are drawn
+    # of the choice of steps: .inf = uniform, 0 = the most surprising
+    temperature: float = not_negative(1.0)
+    # masked later tokens score if as likely; 1 = none, 0 = all
+    low_prob_threshold: float = share(0.6)
 
 
 @dataclass
 class RandomConfig(MaskingConfig):
-    num_views: int = 4  # draws
-    ratio: float = 0.3  # share of the tokens that a view hides and scores
+    num_views: int = positive(4)  # draws
+    ratio: float = share(0.3, zero=False)  # share of the tokens that a view hides and scores
 
 
 @dataclass
 class CoupledConfig(MaskingConfig):
-    num_views: int = 2  # even: a half and its complement
+    num_views: int = positive(2)  # even: a half and its complement
 
 
 @dataclass
 class CoupledRatioConfig(MaskingConfig):
     """coupled-GRPO's masking as DiffuCoder has it (arXiv 2506.20639)."""
 
-    num_views: int = 3  # everything hidden, a part, the rest; or several such triples
-    min_ratio: float = 0.2  # the part's share of the tokens is drawn between the two
-    max_ratio: float = 0.8  # the largest share of the part
+    num_views: int = positive(3)  # everything hidden, a part, the rest; or several such triples
+    # the part's share of the tokens is drawn between the two
+    min_ratio: float = share(0.2, zero=False, one=False, why="both parts weigh 1 / share")
+    # the largest share of the part
+    max_ratio: float = share(0.8, zero=False, one=False, why="both parts weigh 1 / share")
 
 
 @dataclass
 class AllConfig(MaskingConfig):
-    num_views: int = 1  # more only with prompt_mask_prob: nothing else differs
+    num_views: int = positive(1)  # more only with prompt_mask_prob: nothing else differs
 
 
 @dataclass
 class TraceConfig(MaskingConfig):
     """TraceRL's masking (arXiv 2509.06949): a view for every group of denoising steps."""
 
-    shrink: int = 8  # denoising steps of a group
+    shrink: int = positive(8)  # denoising steps of a group
 
 
 @dataclass
@@ -82,7 +89,7 @@ class ReplayConfig(MaskingConfig):
 
 @dataclass
 class ElboConfig(MaskingConfig):
-    num_views: int = 4  # draws of t
+    num_views: int = positive(4)  # draws of t
     times: Times = Times.stratified  # how they are drawn together
     exact_count: bool = False  # hide a fixed number of tokens, not each with probability t
 
@@ -91,15 +98,15 @@ class ElboConfig(MaskingConfig):
 class QuadratureConfig(MaskingConfig):
     """GDPO's masking (arXiv 2510.08554)."""
 
-    num_views: int = 3  # Gauss-Legendre points over t
+    num_views: int = positive(3)  # Gauss-Legendre points over t
 
 
 @dataclass
 class BlockConfig(MaskingConfig):
     """SPG's masking (arXiv 2510.09541)."""
 
-    num_views: int = 2  # blocks that are drawn
-    block_length: int = MISSING  # tokens of a block; divides rollout.gen_length
+    num_views: int = positive(2)  # blocks that are drawn
+    block_length: int = positive(MISSING)  # tokens of a block; divides rollout.gen_length
 
 
 @dataclass

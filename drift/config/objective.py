@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from drift.config.bounds import above, not_negative, positive, share
+
 
 class AdvantageEstimator(StrEnum):
     group_normalized = "group_normalized"  # minus the group's mean, over its std (GRPO)
@@ -55,28 +57,33 @@ class Importance(StrEnum):
 class ValueConfig:
     """Of advantage=gae: the value model, a head on the policy's network (arXiv 2509.06949)."""
 
-    gamma: float = 1.0  # what a step's reward counts one step earlier
-    gae_lambda: float = 1.0  # 1: the reward alone is the target, 0: the next step's value
-    clip: float = 0.2  # how far from its old value a token's value counts as improved
-    coef: float = 0.1  # of the value loss beside the policy's
-    lr: float = 0.1  # of the head: about as much as one update moves a value
+    gamma: float = share(1.0)  # what a step's reward counts one step earlier
+    gae_lambda: float = share(1.0)  # 1: the reward alone is the target, 0: the next step's value
+    # how far from its old value a token's value counts as improved
+    clip: float = positive(0.2, finite=True)
+    coef: float = not_negative(0.1, finite=True)  # of the value loss beside the policy's
+    lr: float = positive(0.1, finite=True)  # of the head: about as much as one update moves a value
 
 
 @dataclass
 class ObjectiveConfig:
     policy_loss: PolicyLoss = PolicyLoss.reinforce  # what is done with advantages and log-probs
     level: Level = Level.view  # whose log-prob it is a function of
-    num_updates: int = 1  # optimizer steps on one rollout
-    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
-    clip_high: float = 0.2  # and above 1 + clip_high
-    bound_exponent: float | None = None  # of policy_loss=sandwich: beta > 1 of the upper bound
-    bound_share: float | None = None  # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
+    num_updates: int = positive(1)  # optimizer steps on one rollout
+    # the ratio is clipped below 1 - clip_low
+    clip_low: float = share(0.2, one=False, why="the ratio is positive")
+    clip_high: float = not_negative(0.2, finite=True)  # and above 1 + clip_high
+    # of policy_loss=sandwich: beta > 1 of the upper bound
+    bound_exponent: float | None = above(None, 1)
+    # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
+    bound_share: float | None = share(None)
     advantage: AdvantageEstimator = AdvantageEstimator.group_normalized  # from rewards
     value: ValueConfig = field(default_factory=ValueConfig)
     normalization: Normalization = Normalization.sample  # what a token counts in the loss
-    kl_coef: float = 0.0  # of the KL to the start of the run; 0: no reference model is loaded
+    # of the KL to the start of the run; 0: no reference model is loaded
+    kl_coef: float = not_negative(0.0, finite=True)
     kl_estimator: KLEstimator = KLEstimator.k3  # p the policy, q the reference
-    entropy_coef: float = 0.0  # of the entropy, which is rewarded
+    entropy_coef: float = not_negative(0.0, finite=True)  # of the entropy, which is rewarded
     importance: Importance = Importance.none  # p_policy / p_sampler as a weight of each token
-    importance_cap: float = 2.0  # the most that a token counts
+    importance_cap: float = positive(2.0)  # the most that a token counts
     reward_control: RewardControl = RewardControl.none  # for a run that must not learn

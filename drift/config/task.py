@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from drift.config.bounds import any_number, at_least, between, not_negative, positive
+
 
 class LongPrompts(StrEnum):
     refuse = "refuse"
@@ -42,19 +44,24 @@ class FilesConfig:
 class RewardConfig:
     """Weights of the rewards that are added up; accuracy is counted apart from them."""
 
-    answer: float = 1.0  # weight of the task's own grade
-    format: float = 0.0  # weight of: one answer, where the task asks for it, nothing behind it
-    cells: float = 0.0  # weight of sudoku's share of empty cells that are right
-    length_penalty: float = 0.0  # subtracted for a full canvas, in proportion for a shorter answer
-    nfe_penalty: float = 0.0  # subtracted from a right answer of `rollout.steps` evaluations
+    answer: float = any_number(1.0, finite=True)  # weight of the task's own grade
+    # weight of: one answer, where the task asks for it, nothing behind it
+    format: float = any_number(0.0, finite=True)
+    # weight of sudoku's share of empty cells that are right
+    cells: float = any_number(0.0, finite=True)
+    # subtracted for a full canvas, in proportion for a shorter answer
+    length_penalty: float = not_negative(0.0, finite=True)
+    # subtracted from a right answer of `rollout.steps` evaluations
+    nfe_penalty: float = not_negative(0.0, finite=True)
     truncated: Truncated = Truncated.keep  # zero: no reward for a completion without a stop token
 
 
 @dataclass
 class TaskConfig:
     name: str = MISSING  # of the task
-    gen_length: int = MISSING  # the canvas that an answer needs; rollout.gen_length takes it
-    block_length: int = 32  # rollout.block_length takes it
+    # the canvas that an answer needs; rollout.gen_length takes it
+    gen_length: int = positive(MISSING)
+    block_length: int = positive(32)  # rollout.block_length takes it
     suppress_end: EndSuppression = EndSuppression.none  # rollout.suppress_end takes it
     prompt: str = MISSING  # template over the fields of an example
     system: str | None = None  # system prompt; null = none
@@ -65,17 +72,18 @@ class TaskConfig:
 
 @dataclass
 class MathConfig(TaskConfig):
-    workers: int = 2  # processes of a rank that do the algebra
-    time_limit_s: float = 5.0  # processor time of one answer; over it: verdict grader_timeout
+    workers: int = positive(2)  # processes of a rank that do the algebra
+    # processor time of one answer; over it: verdict grader_timeout
+    time_limit_s: float = positive(5.0, finite=True)
     hash_answer: bool = False  # without a box or <answer>, take what follows the last ####
 
 
 @dataclass
 class GeneratedTaskConfig(TaskConfig):
-    seed: int = 0  # of the generated problems
-    train_size: int = 20_000  # generated problems
-    validation_size: int = 300  # generated problems
-    test_size: int = 1_000  # generated problems
+    seed: int = any_number(0)  # of the generated problems
+    train_size: int = positive(20_000)  # generated problems
+    validation_size: int = positive(300)  # generated problems
+    test_size: int = positive(1_000)  # generated problems
 
 
 @dataclass
@@ -88,44 +96,45 @@ class OwnTaskConfig(GeneratedTaskConfig):
 
 @dataclass
 class CountdownConfig(GeneratedTaskConfig):
-    num_numbers: int = 3  # of a generated problem
-    max_number: int = 20  # the largest of them
-    max_target: int = 60  # the largest result
+    num_numbers: int = between(3, 2, 6)  # of a generated problem
+    max_number: int = positive(20)  # the largest of them
+    max_target: int = positive(60)  # the largest result
     operators: str = "+-"  # used by generated problems; the grader reads + - * /
     use_every_number: bool = True  # an answer must use each number once; else it may leave some out
 
 
 @dataclass
 class SudokuConfig(GeneratedTaskConfig):
-    min_empty: int = 6  # the fewest empty cells of a generated puzzle, which is 4x4
-    max_empty: int = 10  # the most empty cells of a generated puzzle
+    min_empty: int = between(6, 1, 12)  # the fewest empty cells of a generated puzzle, which is 4x4
+    max_empty: int = between(10, 1, 12)  # the most empty cells of a generated puzzle
 
 
 @dataclass
 class ArithmeticConfig(GeneratedTaskConfig):
-    max_number: int = 20  # the largest number in a problem
-    num_changes: int = 2  # gains and losses after the first number
+    max_number: int = positive(20)  # the largest number in a problem
+    num_changes: int = positive(2)  # gains and losses after the first number
 
 
 @dataclass
 class ReasoningGymConfig(GeneratedTaskConfig):
-    train_size: int = 2_000  # problems
-    validation_size: int = 100  # problems
-    test_size: int = 300  # problems
+    train_size: int = positive(2_000)  # problems
+    validation_size: int = positive(100)  # problems
+    test_size: int = positive(300)  # problems
     dataset: str = "leg_counting"  # its name in reasoning-gym
     # of the data set; on the command line: +task.settings.NAME=VALUE
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    workers: int = 2  # processes of a rank that score
-    time_limit_s: float = 5.0  # processor time of one answer
+    workers: int = positive(2)  # processes of a rank that score
+    time_limit_s: float = positive(5.0, finite=True)  # processor time of one answer
 
 
 @dataclass
 class SandboxConfig:
     """Settings of the tasks that run programs."""
 
-    workers: int = 2  # programs at the same time, on each rank
-    memory_mb: int = 512  # of a program
-    time_limit_s: float = 3.0  # CPU seconds of a test, where the problem does not say
+    workers: int = positive(2)  # programs at the same time, on each rank
+    memory_mb: int = at_least(512, 128, "the interpreter alone takes some")  # of a program
+    # CPU seconds of a test, where the problem does not say
+    time_limit_s: float = positive(3.0, finite=True)
     partial: bool = False  # reward = the share of tests passed; else all or nothing
     allow_unsafe: bool = False  # run programs with limits alone where nothing isolates them
 

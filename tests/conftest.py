@@ -1,11 +1,10 @@
 """Fixtures: toy policies, hand-made traces, and commands run as a user runs them."""
 
+import functools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +25,11 @@ from drift.config import (
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
+from tests.forkserver import ROOT as ROOT, Done, command, start
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--no-sandbox",
@@ -155,28 +154,26 @@ def masking(kind: type[MaskingConfig], **changes: object) -> MaskingConfig:
     return kind(**changes)  # type: ignore[arg-type]
 
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run `python -m drift.<command> <overrides>` in an empty folder, as a user does."""
+    return functools.partial(checked, command, tmp_path)
 
-    def call(command: str, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", f"drift.{command}", *overrides],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
-        return done
 
-    return call
+@pytest.fixture
+def run_alone(tmp_path: Path) -> Run:
+    """The same by an interpreter of its own: for what depends on how one starts."""
+    return functools.partial(checked, start, tmp_path)
+
+
+def checked(how: Callable[..., Done], folder: Path, name: str, *words: str, check=True) -> Done:
+    done = how(folder, f"drift.{name}", *words)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:

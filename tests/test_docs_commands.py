@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from drift.cluster.rendezvous import free_port
+from tests import forkserver
 from tests.commands import PAGES, Shown, commands_of
 from tests.conftest import ROOT
 
@@ -41,6 +42,7 @@ SMALL = {  # what makes a command small
             "rollout.block_length=2", "rollout.steps=2"),
 }  # fmt: skip
 OFF = ("tracking=off",)
+ONE_RANK = {"WORLD_SIZE": "1", "RANK": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        empty = {"HF_HOME": str(self.folder / "hub"), "HF_HUB_OFFLINE": "1"}  # nothing downloaded
-        threads = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return os.environ | empty | threads | {"WORLD_SIZE": "1", "RANK": "0"}
+        return forkserver.environment(**ONE_RANK)
 
     def filled(self, text: str) -> str:
         """A command with real folders in it, of a real run that had one step."""
@@ -65,12 +65,14 @@ class Place:
     def run(self, *words: str, code: int = 0) -> str:
         """What it said; `python`, scripts and programs are those of the environment."""
         words = tuple(str(ROOT / w) if w.startswith("scripts/") else w for w in words)
-        if words[0] == "python":
-            words = (sys.executable, *words[1:])
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True,
-            timeout=300, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        if words[:2] == ("python", "-m"):
+            done = forkserver.command(self.folder, *words[2:], **ONE_RANK)
+        else:
+            words = (sys.executable if words[0] == "python" else words[0], *words[1:])
+            done = subprocess.run(
+                words, cwd=self.folder, env=self.environment, capture_output=True, text=True,
+                timeout=300, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         said = done.stdout + done.stderr
         assert done.returncode == code, f"{shlex.join(words)}\n{said}"
         assert code == 0 or "Traceback" not in said, said

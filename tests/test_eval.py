@@ -25,7 +25,8 @@ from drift.evals.results import done_cells
 from drift.policy.loading import load_policy
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.tasks import TASKS, build_task
-from tests.conftest import ROOT, Run, read_lines, rollout_config
+from tests import forkserver
+from tests.conftest import ROOT, Run, checked, read_lines, rollout_config
 from tests.test_config import composed, typed
 
 TINY = "data/tiny-countdown"
@@ -56,10 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("trained")
     settings = ["debug=smoke", "num_steps=2", "tracking=off", "hydra.run.dir=run", "traces.every=0"]
-    subprocess.run(
-        [sys.executable, "-m", "drift.train", *settings, "optim.lr=1e-3"],
-        cwd=folder, env=environment(), check=True, capture_output=True,
-    )  # fmt: skip
+    checked(forkserver.command, folder, "train", *settings, "optim.lr=1e-3")
     assert not (folder / "run" / "traces").exists()
     return folder / "run" / "checkpoints" / "step_000002"
 

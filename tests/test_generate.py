@@ -23,6 +23,7 @@ from drift.policy.lora import factors, save_adapter
 from drift.rollout.generate import complete, generate, rollout_config
 from drift.rollout.screen import HOW, Screen, lines_of, style_of
 from tests.conftest import ROOT
+from tests.forkserver import Done, command
 from tests.test_lora import adapted
 from tests.test_viewer import embedded
 
@@ -36,24 +37,9 @@ def tiny() -> Policy:
     return load_policy(TINY)
 
 
-def call(
-    folder: Path,
-    *arguments: str,
-    stdin: bytes | None = None,
-    environment: dict[str, str] = ENVIRONMENT,
-) -> subprocess.CompletedProcess[str]:
+def call(folder: Path, *words: str, stdin: bytes = b"", **environment: str) -> Done:
     """The command in a folder, on a pipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "drift.generate", *arguments],
-        cwd=folder,
-        env=environment,
-        input=stdin or b"",
-        capture_output=True,
-        timeout=300,
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-    )
+    return command(folder, "drift.generate", *words, stdin=stdin, **environment)
 
 
 def on_terminal(folder: Path, *arguments: str) -> str:
@@ -82,7 +68,7 @@ def on_terminal(folder: Path, *arguments: str) -> str:
     return shown.decode()
 
 
-def refused(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
+def refused(folder: Path, *arguments: str, stdin: bytes = b"") -> str:
     """The one line of a refusal; nothing is written, and the folder still stands."""
     before = sorted(folder.rglob("*"))
     done = call(folder, *arguments, stdin=stdin)
@@ -99,9 +85,9 @@ def refused(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
 
 
 def test_a_step_that_cannot_be_compiled_is_one_line(tmp_path: Path) -> None:
-    environment = ENVIRONMENT | {"CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {"CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     wanted = ("rollout=static", "rollout.cache=dual", "rollout.compile=true")
-    done = call(tmp_path, "prompt=3 5 9=17", *wanted, environment=environment)
+    done = call(tmp_path, "prompt=3 5 9=17", *wanted, **environment)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines

@@ -1,26 +1,19 @@
 """The list of commands, `--help`, wrong words, and what the shell is told to complete."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from drift.cli.help import description, wrong_flag
 from drift.config.compose import CONF
-from tests.conftest import ROOT, Run
+from tests.conftest import Run
+from tests.forkserver import ROOT, Done, command
 
 OPTIONS = sorted(p for p in CONF.glob("*/*.yaml"))
 
 
-def drift(*words: str, line: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m drift WORDS`, with the line that a shell completes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment |= {} if line is None else {"COMP_LINE": line}
-    return subprocess.run(
-        [sys.executable, "-m", "drift", *words], env=environment, capture_output=True, text=True
-    )
+def drift(*words: str, **environment: str) -> Done:
+    return command(ROOT, "drift", *words, **environment)
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
@@ -105,7 +98,7 @@ def test_help_lists_the_groups_of_the_command_and_what_is_chosen(run: Run) -> No
     ],
 )
 def test_the_shell_is_told_commands_groups_and_settings(line: str, choices: set[str]) -> None:
-    done = drift("-sc", "query=bash", line=line)
+    done = drift("-sc", "query=bash", COMP_LINE=line)
     assert choices <= set(done.stdout.split()), done.stderr
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, Run, read_lines
+from tests.conftest import ROOT, Run, checked, read_lines
+from tests.forkserver import command
 from tests.test_own_task import TINY, block
 
 # thresholds 0: else a small model stays gathered, and a missing gather is not noticed
@@ -63,8 +64,7 @@ def differences(one: Path, other: Path) -> tuple[float, float]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps by one process."""
     folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "drift.train", *SMALL, "num_steps=4", "hydra.run.dir=run"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    checked(command, folder, "train", *SMALL, "num_steps=4", "hydra.run.dir=run")
     return folder / "run"
 
 

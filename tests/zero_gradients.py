@@ -1,4 +1,4 @@
-"""A rank of tests/test_zero.py: the gradient of bfloat16 micro-batches, one or many."""
+"""A rank of tests/slow/test_zero.py: the gradient of bfloat16 micro-batches, one or many."""
 
 import json
 import os

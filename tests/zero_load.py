@@ -1,4 +1,4 @@
-"""A rank of tests/test_zero.py: load a checkpoint under ZeRO-3, say what this rank holds.
+"""A rank of tests/slow/test_zero.py: load a checkpoint under ZeRO-3, say what this rank holds.
 
 The second argument is what DeepSpeed believes of this CPU: 1 if it computes in float16.
 """

@@ -1,4 +1,4 @@
-"""A rank of tests/test_zero.py: the samplers of an adapted bfloat16 policy under ZeRO-3."""
+"""A rank of tests/slow/test_zero.py: the samplers of an adapted bfloat16 policy under ZeRO-3."""
 
 import json
 import os

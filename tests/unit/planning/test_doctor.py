@@ -1,0 +1,105 @@
+"""The doctor on the embedded checkpoints, healthy and spoilt."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from drift.config import CacheMode, Dtype
+from drift.config.compose import typed
+from drift.learner.likelihood import micro_batches, token_logps
+from drift.planning.diagnosis import Patient, caches, examine, padding, replay, shift
+from drift.policy.loading import load_policy, torch_dtype
+from drift.rollout.caching import Cached
+from drift.rollout.decoding import decode
+from drift.rollout.prompts import encode_all
+from drift.tasks import Split, build_task
+from drift.tasks.base import GeneratedTask
+from tests.conftest import make_rollout, replay_views
+from tests.unit.config.test_config import composed
+
+EMBEDDED = [(model, task) for model in ("tiny", "tiny_dream") for task in ("countdown", "sudoku")]
+
+
+BOTH = pytest.mark.parametrize("dtype", list(Dtype))
+
+
+def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient:
+    config = typed(composed(f"model={model}", f"task={task_name}", config="doctor"))
+    policy = load_policy(config.model.path, dtype=torch_dtype(dtype))
+    task = build_task(config.task)
+    assert isinstance(task, GeneratedTask)
+    examples, prompts, _ = encode_all(
+        policy, config.task, task.examples(Split.test)[:8], config.rollout.gen_length
+    )
+    answers = [task.demonstration(example, habit=False) for example in examples]
+    return Patient(
+        policy=policy,
+        dtype=dtype,
+        examples=examples,
+        prompts=prompts,
+        answers=policy.tokenizer(answers, add_special_tokens=False)["input_ids"],
+        shown="<|user|>",
+        rollout=config.rollout,
+    )
+
+
+@BOTH
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_embedded_checkpoints_are_healthy(model: str, task: str, dtype: Dtype) -> None:
+    findings = examine(patient(model, task, dtype))
+    assert [finding.name for finding in findings if not finding.healthy] == []
+
+
+@BOTH
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_a_wrong_shift_is_found(model: str, task: str, dtype: Dtype) -> None:
+    sick = patient(model, task, dtype)
+    sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)
+    assert not shift(sick).healthy
+
+
+@BOTH
+def test_attention_to_padding_is_found(dtype: Dtype) -> None:
+    sick = patient("tiny", "countdown", dtype)
+    sick = replace(sick, prompts=[*sick.prompts, sick.prompts[0] * 3])
+    assert padding(sick).healthy
+    backbone = sick.policy.backbone
+    forward = backbone.forward
+    backbone.forward = lambda ids, *_: forward(ids)  # type: ignore[method-assign]
+    assert not padding(sick).healthy
+
+
+@BOTH
+def test_a_learner_that_is_not_the_sampler_is_found(
+    dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = patient("tiny", "countdown", dtype)
+    trace = sick.sample(CacheMode.none)
+    assert replay(sick).healthy
+    sick.policy.backbone.blocks[0].attn.out_proj.weight.data.zero_()
+    monkeypatch.setattr(Patient, "sample", lambda *_: trace)
+    assert not replay(sick).healthy
+
+
+@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> None:
+    healthy = patient(model, task)
+    policy, prompts = healthy.policy, [*healthy.prompts, healthy.prompts[0] * 3]
+    rows, config = torch.arange(len(prompts)), healthy.rollout
+    trace = decode(policy, prompts, rows, config, key=5)
+    rollout = make_rollout(prompts, trace)
+    views = replay_views(rollout)
+    batches = micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64)
+    learner_BC = token_logps(policy, batches, views.hidden_KBC.shape, 1.0).logp_KBC.sum(0)
+    torch.testing.assert_close(learner_BC, trace.logp_BC, atol=1e-5, rtol=0)
+    for row, prompt in enumerate(prompts):
+        alone = decode(policy, [prompt], rows[row : row + 1], config, key=5)
+        assert torch.equal(alone.canvas_BC[0], trace.canvas_BC[row])
+        torch.testing.assert_close(learner_BC[row], alone.logp_BC[0], atol=1e-5, rtol=0)
+
+
+def test_a_cache_that_is_another_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caches(patient("tiny_dream", "sudoku")).healthy
+    monkeypatch.setattr(Cached, "fill", lambda *_, **__: None)  # keys and values stay 0
+    assert not caches(patient("tiny_dream", "sudoku")).healthy

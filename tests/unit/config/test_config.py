@@ -5,24 +5,18 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from drift.common.errors import ConfigError
-from drift.config import COMMANDS, GROUPS, RunConfig, SequentialConfig, register
+from drift.config import COMMANDS, GROUPS, RunConfig, SequentialConfig
 from drift.config.bounds import BOUNDS
 from drift.config.checks import validate
 from drift.config.compose import CONF, typed
+from tests.configs import composed
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-register()
-
-
-def composed(*overrides: str, config: str = "train"):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, overrides=list(overrides))
 
 
 @pytest.mark.parametrize("name", ["default", *EXPERIMENTS])

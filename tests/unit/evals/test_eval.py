@@ -12,13 +12,14 @@ from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.config import ClusterConfig, Dtype, Split
+from drift.config.compose import typed
 from drift.evals.cell import Cell, Progress, position_in, protocol
 from drift.evals.results import done_cells
 from drift.policy.loading import load_policy
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.tasks import build_task
+from tests.configs import composed
 from tests.conftest import ROOT, rollout_config
-from tests.unit.config.test_config import composed, typed
 
 TINY = "data/tiny-countdown"
 

@@ -4,13 +4,12 @@ import re
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from drift.common import rng
 from drift.common.errors import ConfigError
 from drift.common.types import TokenLogps
-from drift.config import Level, Normalization, RunConfig, register
+from drift.config import Level, Normalization, RunConfig
 from drift.config.checks import validate
 from drift.config.checks_learner import idle_settings
 from drift.config.compose import CONF, typed
@@ -20,6 +19,7 @@ from drift.learner.objective import ScoredTokens, Weights, policy_objective, row
 from drift.learner.sequence_objective import ScoredRows, row_objective, upper_bound
 from drift.learner.update import restrict, settle_scored
 from drift.learner.value import step_targets, value_loss, with_value_loss
+from tests import configs
 from tests.conftest import ROOT, make_trace
 from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
 
@@ -29,12 +29,10 @@ PAPERS = sorted(
     if not path.stem.startswith(("llada", "dream"))
 )
 LOSSES = ["reinforce", "grpo", "dr_grpo", "rloo", "gspo"]
-register()
 
 
 def composed(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = typed(compose("train", overrides=list(overrides)))
+    config = typed(configs.composed(*overrides))
     validate(config)
     return config
 

@@ -15,8 +15,8 @@ from drift.rollout.decoding import decode
 from drift.rollout.prompts import encode_all
 from drift.tasks import Split, build_task
 from drift.tasks.base import GeneratedTask
+from tests.configs import composed
 from tests.conftest import make_rollout, replay_views
-from tests.unit.config.test_config import composed
 
 EMBEDDED = [(model, task) for model in ("tiny", "tiny_dream") for task in ("countdown", "sudoku")]
 

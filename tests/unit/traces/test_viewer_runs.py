@@ -21,14 +21,15 @@ from drift.config import (
     RunConfig,
     SequentialConfig,
 )
+from drift.config.compose import typed
 from drift.learner.masking import build_views
 from drift.learner.update import prepare, restrict
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.rollout.decoding import decode
 from drift.traces.rows import pick_rows, training_rows
+from tests.configs import composed
 from tests.conftest import ROOT, make_rollout, masking, rollout_config
-from tests.unit.config.test_config import composed, typed
 
 if TYPE_CHECKING:
     pass

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given, strategies as st
 from scipy.stats import chisquare
 
@@ -12,14 +11,14 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import Example, PromptBatch, Rollout, Score
-from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split, register
-from drift.config.compose import CONF, typed
+from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split
+from drift.config.compose import typed
 from drift.rollout.evaluate import Problems
 from drift.training.curriculum import Curriculum, PassRates
+from tests.configs import composed
 from tests.conftest import make_rollout, make_trace
 
 G = 2  # completions of a prompt in the tests without a network
-register()
 
 
 def rates_of(*counts: tuple[int, int], floor: float = 0.02, decay: float = 0.5) -> PassRates:
@@ -89,9 +88,7 @@ def test_a_draw_takes_every_prompt_before_it_takes_one_again(size: int, count: i
 
 
 def curriculum_of(*overrides: str, size: int = 10, prompts: int = 4) -> Curriculum:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("train", [f"rollout.prompts_per_step={prompts}", *overrides])
-    config = typed(composed)
+    config = typed(composed(f"rollout.prompts_per_step={prompts}", *overrides))
     assert isinstance(config, RunConfig)
     examples = [Example(key=str(i), prompt=str(i), fields={}) for i in range(size)]
     train = Problems(split=Split.train, examples=examples, ids=[[i] for i in range(size)])

@@ -7,7 +7,7 @@ import pytest
 
 from drift.config.compose import typed
 from drift.training.report import SILENT_STEPS, Report
-from tests.unit.config.test_config import composed
+from tests.configs import composed
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture, fractions: list[float], *overrides: str) -> int:

@@ -9,7 +9,7 @@ from drift.common.errors import GradingError
 from drift.config.compose import typed
 from drift.policy.loading import load_policy
 from drift.tasks.countdown import Countdown
-from tests.unit.config.test_config import composed
+from tests.configs import composed
 
 SMALL = (
     "task.train_size=50", "sft.batch_size=4", "sft.log_every=2", "eval.max_examples=2",

@@ -19,8 +19,10 @@ from tests.configs import composed
 from tests.conftest import make_rollout, replay_views
 
 EMBEDDED = [(model, task) for model in ("tiny", "tiny_dream") for task in ("countdown", "sudoku")]
-
-
+LOADED = [  # each checkpoint, and both families in each dtype
+    *((model, task, Dtype.float32) for model, task in EMBEDDED),
+    *((*EMBEDDED[i], dtype) for i in (0, 3) for dtype in Dtype if dtype != Dtype.float32),
+]
 BOTH = pytest.mark.parametrize("dtype", list(Dtype))
 
 
@@ -44,15 +46,13 @@ def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient
     )
 
 
-@BOTH
-@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+@pytest.mark.parametrize(("model", "task", "dtype"), LOADED)
 def test_embedded_checkpoints_are_healthy(model: str, task: str, dtype: Dtype) -> None:
     findings = examine(patient(model, task, dtype))
     assert [finding.name for finding in findings if not finding.healthy] == []
 
 
-@BOTH
-@pytest.mark.parametrize(("model", "task"), EMBEDDED)
+@pytest.mark.parametrize(("model", "task", "dtype"), LOADED)
 def test_a_wrong_shift_is_found(model: str, task: str, dtype: Dtype) -> None:
     sick = patient(model, task, dtype)
     sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)

@@ -176,6 +176,11 @@ def checked(how: Callable[..., Done], folder: Path, name: str, *words: str, chec
     return done
 
 
+def says(text: str, *facts: str) -> None:
+    """A message has these keys, values, allowed values and fixes, whatever its other words."""
+    assert [fact for fact in facts if fact not in text] == [], text
+
+
 def read_lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

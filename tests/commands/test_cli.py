@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, says
 
 TINY = ROOT / "data" / "tiny-countdown"
-SMOKE = ("debug=smoke", "tracking=off")
+SMOKE = ("debug=smoke", "task.train_size=200", "tracking=off")
 
 
 def refused(run: Run, tmp_path: Path, *overrides: str, code: int = 1) -> str:
@@ -41,61 +41,58 @@ def refused_yaml(run: Run, folder: Path, group: str, text: str) -> str:
 
 def test_unknown_option_names_the_near_one(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "rollout.gen_lenght=32")
-    assert line.startswith(
-        "rollout.gen_lenght: no such option; did you mean rollout.gen_length; options here: "
-    )
+    assert line.startswith("rollout.gen_lenght: ")
+    says(line, "did you mean rollout.gen_length;", "options", "block_length, ")
 
 
 def test_unknown_choice_lists_the_options(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "model=lada")
-    assert line.startswith("model=lada: no such option of the group; did you mean llada; options: ")
+    assert line.startswith("model=lada: ")
+    says(line, "did you mean llada;", "options", "dream, ")
 
 
 def test_setting_of_another_option_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "masking=all", "masking.low_prob_threshold=0.5")
-    assert line.startswith("masking.low_prob_threshold: no such option; options here: strategy")
+    assert line.startswith("masking.low_prob_threshold: ")
+    says(line, "options", "prompt_mask_prob")
 
 
 def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "optim.lr=fast")
-    assert line == "optim.lr: Value 'fast' of type 'str' could not be converted to Float"
+    says(line, "optim.lr: ", "'fast'", "Float")
 
 
 def test_one_value_for_many_settings_names_them(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "model.lora=8")
-    assert line.startswith("model.lora is not one value, it holds settings; change one of model.l")
-    assert "model.lora.rank, " in line
+    says(line, "model.lora ", "model.lora.rank, ", "model.lora.alpha")
 
 
 def test_one_value_for_a_list_shows_how_a_list_is_written(run: Run) -> None:
     done = run("eval", "checkpoints=X", check=False)
-    assert done.stderr == "drift: checkpoints is a list, which is written 'checkpoints=[X]'\n"
+    says(done.stderr, "drift: checkpoints ", "list", "'checkpoints=[X]'\n")
 
 
 @pytest.mark.parametrize("value", ["null", "1"])
 def test_a_group_that_is_set_to_no_option_names_them(run: Run, tmp_path: Path, value: str) -> None:
     words = ("optim=adamw", f"tracking={value}")
-    assert refused(run, tmp_path, *words) == f"tracking={value}: choose one of mlflow, off, wandb"
+    says(refused(run, tmp_path, *words), f"tracking={value}: ", "mlflow, off, wandb")
 
 
 def test_a_setting_of_a_group_without_an_option_says_to_choose_one(run: Run) -> None:
     done = run("track", "folder=.", "tracking.uri=x", check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        "drift: tracking.uri=x: no tracking is chosen; "
-        "add tracking=OPTION, one of mlflow, off, wandb\n"
-    )
+    says(done.stderr, "drift: tracking.uri=x: ", "add tracking=OPTION", "mlflow, off, wandb\n")
 
 
 def test_a_wrong_option_inside_a_yaml_names_the_file(run: Run, tmp_path: Path) -> None:
     line = refused_yaml(run, tmp_path, "masking", "defaults: [randm, _self_]\n")
-    assert line.startswith("masking/mine.yaml: masking=randm: no such option of the group; did you")
-    assert "options: all, block, " in line
+    assert line.startswith("masking/mine.yaml: masking=randm: ")
+    says(line, "did you mean random;", "all, block, ")
 
 
 def test_malformed_override_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "tiny", code=2)
-    assert line == "tiny: cannot be read; write overrides as key=value"
+    says(line, "tiny: ", "key=value")
 
 
 @pytest.mark.parametrize("value", ["{question}", "Is 1/2 'more', {name}?", "[q_proj"])
@@ -114,7 +111,7 @@ def test_several_values_without_a_sweep_are_told_what_they_may_be(
     run: Run, tmp_path: Path, value: str
 ) -> None:
     line = refused(run, tmp_path, f"task.prompt={value}")
-    assert line.startswith(f"task.prompt={value}: several values are a sweep, which needs -m; ")
+    says(line, f"task.prompt={value}: ", "-m;")
     words = shlex.split(line)
     a_list, a_text = (word for word in words if word.startswith(("task.prompt=[", 'task.prompt="')))
     parse = OverridesParser.create().parse_override
@@ -124,14 +121,14 @@ def test_several_values_without_a_sweep_are_told_what_they_may_be(
 
 def test_a_range_without_a_sweep_needs_the_flag(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "seed=range(0,3)")
-    assert line == "seed=range(0,3): several values are a sweep, which needs -m"
+    says(line, "seed=range(0,3): ", "-m")
 
 
 def test_typo_inside_a_yaml_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused_yaml(
         run, tmp_path, "experiment", "# @package _global_\noptim: {learning_rate: 0.1}\n"
     )
-    assert line.startswith("optim.learning_rate: no such option")
+    assert line.startswith("optim.learning_rate: ")
 
 
 def test_yaml_that_does_not_parse_is_refused_with_its_line(run: Run, tmp_path: Path) -> None:
@@ -143,13 +140,13 @@ def test_yaml_that_does_not_parse_is_refused_with_its_line(run: Run, tmp_path: P
 
 def test_setting_added_by_force_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "+optim.momentum=0.9")
-    assert line.startswith("optim.momentum: no such option; options here: lr, beta1")
+    assert line.startswith("optim.momentum: ")
+    says(line, "options", "lr, beta1")
 
 
 def test_a_folder_that_is_not_chosen_with_hydra_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "output_dir=here")
-    assert "output_dir=here is filled in when the run starts" in line
-    assert "hydra.run.dir=FOLDER" in line
+    says(line, "output_dir=here ", "hydra.run.dir=FOLDER")
 
 
 @pytest.mark.parametrize(
@@ -173,10 +170,8 @@ def test_run_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_block_that_does_not_divide_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "rollout.block_length=5")
-    assert line == (
-        "rollout.gen_length=16 is not a multiple of rollout.block_length=5; "
-        "use block_length in {1, 2, 4, 8, 16} or gen_length=20"
-    )
+    says(line, "rollout.gen_length=16 ", "rollout.block_length=5;")
+    says(line, "block_length in {1, 2, 4, 8, 16} or gen_length=20")
 
 
 def test_group_of_one_is_refused(run: Run, tmp_path: Path) -> None:
@@ -186,8 +181,7 @@ def test_group_of_one_is_refused(run: Run, tmp_path: Path) -> None:
 def test_every_job_of_a_sweep_is_checked_before_the_first_starts(run: Run, tmp_path: Path) -> None:
     done = run("train", "-m", "rollout.block_length=8,7", "seed=0,1", check=False)
     assert done.returncode == 1
-    assert "2 of 4 jobs are wrong, nothing was started" in done.stderr
-    assert "rollout.block_length=7 seed=1: rollout.gen_length=16 is not" in done.stderr
+    says(done.stderr, "2 of 4 jobs", "rollout.block_length=7 seed=1: rollout.gen_length=16 ")
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
 
 
@@ -204,7 +198,7 @@ def test_task_without_a_tiny_checkpoint_is_refused(run: Run, tmp_path: Path) -> 
 
 def test_checkpoint_of_another_family_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "model=tiny_dream", f"model.path={TINY}")
-    assert "is a llada checkpoint (model_type=llada), but model.family=dream" in line
+    says(line, str(TINY), "model_type=llada", "model.family=dream")
 
 
 def test_truncated_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:

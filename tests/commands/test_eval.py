@@ -34,7 +34,8 @@ def cells(folder: Path) -> list[Path]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("trained")
-    settings = ["debug=smoke", "num_steps=2", "tracking=off", "hydra.run.dir=run", "traces.every=0"]
+    settings = ["debug=smoke", "task.train_size=200", "num_steps=2", "tracking=off"]
+    settings += ["hydra.run.dir=run", "traces.every=0"]
     checked(forkserver.command, folder, "train", *settings, "optim.lr=1e-3")
     assert not (folder / "run" / "traces").exists()
     return folder / "run" / "checkpoints" / "step_000002"

@@ -4,7 +4,9 @@ import re
 
 from tests.conftest import Run
 
-SMOKE = ("drift.train", "debug=smoke", "tracking=off", "hydra.run.dir=run")
+SMOKE = (
+    "drift.train", "debug=smoke", "task.train_size=200", "tracking=off", "hydra.run.dir=run",
+)  # fmt: skip
 
 
 def test_what_is_no_terminal_gets_lines(run: Run) -> None:

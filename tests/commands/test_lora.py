@@ -41,7 +41,7 @@ def test_a_run_from_an_adapter_is_held_to_the_adapter(run: Run, tmp_path: Path) 
     lora.save_adapter(policy, tmp_path / "start")
     settings = (
         "model.path=start", "num_steps=1", "rollout.prompts_per_step=16", "rollout.group_size=8",
-        "eval.max_examples=4",
+        "task.train_size=200", "eval.max_examples=4",
         "objective.kl_coef=0.1", "tracking=off", "hydra.run.dir=run",
     )  # fmt: skip
     refused = run("train", *settings, check=False)

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, Run, read_lines
 SMALL = (
     "rollout.prompts_per_step=8",
     "rollout.group_size=4",
+    "task.train_size=200",
     "rollout.temperature=1.5",  # so that a few groups hold right and wrong answers
     "eval.max_examples=20",
     "eval.every=3",
@@ -51,7 +52,7 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["data"]["test"]["n"] == 20
     assert manifest["first_prompt"].endswith("<|eot_id|><|assistant|>")
-    assert manifest["data"]["train"]["n"] == 20_000
+    assert manifest["data"]["train"]["n"] == 200
     assert "strategy: sequential" in (folder / "config.yaml").read_text()
 
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")

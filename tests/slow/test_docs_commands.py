@@ -213,7 +213,7 @@ Way = str | Callable[[Shown, Place, Path], None]
 SLURM, RANKS = "tests/slow/test_slurm.py::", "tests/slow/test_ranks.py::"
 MISSING = r"GSAI-ML/LLaDA-8B-Instruct is neither a folder nor a downloaded checkpoint"
 WAYS: tuple[tuple[str, Way], ...] = (
-    (r"^scripts/run pytest$", ".ci/run"),
+    (r"^scripts/run pytest\b", ".ci/run"),
     (r"^\.ci/run$", ".ci/run"),
     (r"pre-commit install", pre_commit),
     (r"make_tiny\.sh", make_tiny),

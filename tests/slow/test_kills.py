@@ -22,6 +22,7 @@ from tests.conftest import ROOT, Run, read_lines
 SMALL = (
     "rollout.prompts_per_step=4",
     "rollout.group_size=4",
+    "task.train_size=200",
     "rollout.temperature=1.5",
     "eval.max_examples=8",
     "eval.every=4",

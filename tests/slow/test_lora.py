@@ -11,7 +11,8 @@ from tests.unit.policy.test_lora import IDS
 
 def test_a_lora_run_saves_adapters_resumes_and_is_evaluated(run: Run, tmp_path: Path) -> None:
     settings = ("debug=smoke", "rollout.prompts_per_step=8", "rollout.temperature=1.5",
-                "model.lora.rank=4", "optim.lr=1e-2", "objective.kl_coef=0.01")  # fmt: skip
+                "model.lora.rank=4", "optim.lr=1e-2", "objective.kl_coef=0.01",
+                "task.train_size=200")  # fmt: skip
     run("train", *settings, "num_steps=2", "hydra.run.dir=run")
     run("train", *settings, "num_steps=4", "hydra.run.dir=run")
     run("train", *settings, "num_steps=4", "hydra.run.dir=whole")

@@ -14,7 +14,8 @@ from tests.conftest import ROOT, Run
 from tests.oracles import CONFIGS, random_weights, write_shards
 
 SIZES = {"vocab": 128, "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 48}
-FEW = ("rollout.prompts_per_step=4", "rollout.group_size=2", "eval.max_examples=4", "num_steps=2")
+FEW = ("rollout.prompts_per_step=4", "rollout.group_size=2", "eval.max_examples=4", "num_steps=2",
+       "task.train_size=200")  # fmt: skip
 CODE = """from transformers import PretrainedConfig
 
 class LikeTheAuthors(PretrainedConfig):

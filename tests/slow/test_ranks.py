@@ -27,6 +27,7 @@ ZERO3 = (*TWO, "cluster.zero_stage=3", STRICT)
 SMALL = (
     "rollout.prompts_per_step=8",
     "rollout.group_size=4",
+    "task.train_size=200",
     "rollout.temperature=1.5",  # so that a few groups hold right and wrong answers
     "eval.max_examples=21",  # an odd number: the ranks' shares differ
     "eval.every=2",

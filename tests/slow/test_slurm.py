@@ -21,7 +21,8 @@ from tests.conftest import ROOT, read_lines
 
 pytestmark = pytest.mark.slurm
 SCRIPT = ROOT / "scripts" / "slurm_one_node.sh"
-JOB = ("cluster=slurm", "cluster.partition=main", "cluster.cpus_per_process=1", "debug=smoke")
+JOB = ("cluster=slurm", "cluster.partition=main", "cluster.cpus_per_process=1", "debug=smoke",
+       "task.train_size=200")  # fmt: skip
 LONG = ("num_steps=100000", "eval.every=0", "checkpoint.every=0", "tracking=off")
 
 

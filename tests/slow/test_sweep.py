@@ -18,6 +18,7 @@ from tests.unit.runs.test_sweep import statuses
 
 TINY = (
     "debug=smoke",
+    "task.train_size=200",
     "num_steps=2",
     "rollout.prompts_per_step=2",
     "eval.max_examples=10",
@@ -36,8 +37,8 @@ def test_a_failed_job_is_shown_and_the_others_go_on(run: Run, tmp_path: Path) ->
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     command = (
-        "python -m drift.train -m debug=smoke num_steps=2 rollout.prompts_per_step=2 "
-        "eval.max_examples=10 task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
+        f"python -m drift.train -m {' '.join(TINY)} "
+        "task.files.train=null,data.jsonl seed=0,1 hydra.sweep.dir=sweep"
     )
     assert line == f"drift: 2 jobs are not finished; run what is missing: {command}"
     job = read_json(folder / "sweep.json")["jobs"][2]

@@ -39,7 +39,7 @@ def test_ten_writers_into_one_fresh_store_lose_and_misfile_nothing(tmp_path: Pat
         [sys.executable, "-c", WRITER, uri, str(tmp_path / f"writer{i}"), str(i)] for i in range(8)
     ]
     commands += [
-        [sys.executable, "-m", "drift.train", "debug=smoke", f"seed={seed}",
+        [sys.executable, "-m", "drift.train", "debug=smoke", "task.train_size=200", f"seed={seed}",
          f"tracking.uri={uri}", f"hydra.run.dir={tmp_path}/run{seed}"]
         for seed in (0, 1)
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from tests.unit.tasks.test_own_task import block
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SHELL = """
 {python} -m drift.train debug=smoke num_steps=100000 max_training_s=4 eval.every=0 tracking=off \
-    hydra.run.dir=run > out 2>&1 &
+    task.train_size=200 hydra.run.dir=run > out 2>&1 &
 until [ "$(cat run/metrics.jsonl | wc -l)" -gt 0 ]; do sleep 0.1; done 2> /dev/null
 """
 STILL = """

@@ -61,7 +61,7 @@ def test_a_precision_of_deepspeeds_own_is_refused(run: Run, tmp_path: Path) -> N
     (tmp_path / "ds.json").write_text('{"bf16": {"enabled": true}}')
     done = run(
         "train", "debug=smoke", "cluster=cpu", "cluster.deepspeed=ds.json", "tracking=off",
-        check=False,
+        "task.train_size=200", check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Every shipped config composes; the experiments are what they were reviewed to be."""
 
 import os
+import re
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
@@ -13,7 +14,7 @@ from drift.config.bounds import BOUNDS
 from drift.config.checks import validate
 from drift.config.compose import CONF, typed
 from tests.configs import composed
-from tests.conftest import ROOT
+from tests.conftest import ROOT, says
 
 GOLDEN = ROOT / "tests" / "golden"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -54,6 +55,11 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
     assert (config.model.path, config.rollout.gen_length) == ("GSAI-ML/LLaDA-8B-Instruct", 256)
     assert isinstance(config.masking, SequentialConfig)
     assert config.optim.lr == 1e-6
+
+
+def facts(message: str) -> list[str]:
+    """What is no plain word: ["rollout.steps=3", "2"] of "rollout.steps=3 needs 2 blocks"."""
+    return re.findall(r"[\w.='+*-]*[\d._=+*][\w.='+*-]*", message)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +159,10 @@ def test_model_and_task_compose_as_the_readme_says() -> None:
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None:
+    """The words of the messages may change; keys, values, numbers and the fix may not."""
     with pytest.raises(ConfigError) as caught:
         validate(typed(composed(*overrides)))
-    assert message in str(caught.value)
+    says(str(caught.value), *facts(message))
     assert "\n" not in str(caught.value)
 
 

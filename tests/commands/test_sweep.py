@@ -15,8 +15,8 @@ from tests.unit.runs.test_sweep import write
 HOLD = """
 import sys, time
 from pathlib import Path
-from drift.files import locked
-with locked(Path(sys.argv[1]) / ".job.lock", shared=True):
+from drift.common.files import locked_shared
+with locked_shared(Path(sys.argv[1]) / ".job.lock"):
     print("here", flush=True)
     time.sleep(600)
 """

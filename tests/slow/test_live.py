@@ -63,7 +63,7 @@ BROKEN = """
 import itertools
 
 from drift.tasks.base import GeneratedTask
-from drift.types import Example, Score
+from drift.common.types import Example, Score
 
 graded = itertools.count()
 

@@ -18,8 +18,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
-from drift.errors import ConfigError
-from drift.tracking import Tracker
+from drift.common.errors import ConfigError
+from drift.runs.tracking import Tracker
 store, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir()
 tracker = Tracker(MlflowConfig(backend=TrackingBackend.mlflow, uri=store), folder)

@@ -24,12 +24,12 @@ until [ "$(cat run/metrics.jsonl | wc -l)" -gt 0 ]; do sleep 0.1; done 2> /dev/n
 """
 STILL = """
 import sys, time
-from drift import live
-from drift.watchdog import Watchdog
+from drift.common import terminal
+from drift.cluster.watchdog import Watchdog
 watchdog = Watchdog(1.0, 0)
 watchdog.start()
 time.sleep(float(sys.argv[1]))
-live.beat()
+terminal.beat()
 time.sleep(5)  # it looks again 5 s after it has spoken
 watchdog.stop()
 """

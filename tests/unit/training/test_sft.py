@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from drift import sft
+from drift.training import sft
 from drift.common.errors import GradingError
 from drift.config.compose import typed
 from drift.policy.loading import load_policy

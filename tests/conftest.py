@@ -169,8 +169,15 @@ def run_alone(tmp_path: Path) -> Run:
     return functools.partial(checked, start, tmp_path)
 
 
-def checked(how: Callable[..., Done], folder: Path, name: str, *words: str, check=True) -> Done:
-    done = how(folder, f"drift.{name}", *words)
+def checked(
+    how: Callable[..., Done],
+    folder: Path,
+    name: str,
+    *words: str,
+    check: bool = True,
+    **environment: str,
+) -> Done:
+    done = how(folder, f"drift.{name}", *words, **environment)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 300.0
 NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's, of mlflow
 READ_LATE = {"WORLD_SIZE", "RANK", "COMP_LINE", "SLURM_RESTART_COUNT"}  # by no import
+BEGAN = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -30,10 +31,12 @@ def empty_hub() -> tempfile.TemporaryDirectory[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """What a command of a test gets: the package of this folder, one thread, and no network."""
-    ours = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    """What a command of a test gets: the package of this folder, one thread, and no network.
+
+    It begins with what this process began with: what libraries set later stays here.
+    """
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return ours | more | {"HF_HUB_OFFLINE": "1", "HF_HOME": empty_hub().name} | changes
+    return BEGAN | more | {"HF_HUB_OFFLINE": "1", "HF_HOME": empty_hub().name} | changes
 
 
 def start(folder: Path, module: str, *words: str, stdin: bytes = b"", **changes: str) -> Done:
@@ -53,13 +56,10 @@ def start(folder: Path, module: str, *words: str, stdin: bytes = b"", **changes:
 
 
 def command(folder: Path, module: str, *words: str, stdin: bytes = b"", **changes: str) -> Done:
-    """The same by a fork, where nothing changes in the environment that an import reads."""
-    server, wanted = the_server(), environment(**changes)
-    changed = {name for name, _ in server.environment.items() ^ wanted.items()}
-    if changed - READ_LATE:
+    """The same by a fork; `start`, if an import reads what changes in the environment."""
+    if changes.keys() - READ_LATE:
         return start(folder, module, *words, stdin=stdin, **changes)
-    late = {name: wanted[name] for name in READ_LATE & wanted.keys()}
-    return server.run(folder, module, *words, stdin=stdin, late=late)
+    return the_server().run(folder, module, *words, stdin=stdin, changes=changes)
 
 
 def text(written: bytes) -> str:
@@ -77,28 +77,34 @@ class Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(TIMEOUT_S)
-        self.environment = environment()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            cwd=ROOT, env=self.environment | NO_THREAD, pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment(**NO_THREAD),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+        )
         theirs.close()
         self.socket = ours
         self.answers = ours.makefile("r")
         self.answer()  # it is ready
 
     def run(
-        self, folder: Path, module: str, *words: str, stdin: bytes, late: dict[str, str]
+        self, folder: Path, module: str, *words: str, stdin: bytes, changes: dict[str, str]
     ) -> Done:
         with tempfile.TemporaryDirectory() as place:
             streams = [Path(place, name) for name in ("stdin", "stdout", "stderr")]
             streams[0].write_bytes(stdin)
             request = {
-                "module": module, "words": words, "folder": str(folder),
-                "streams": [str(path) for path in streams], "late": late,
-            }  # fmt: skip
+                "module": module,
+                "words": words,
+                "folder": str(folder),
+                "streams": [str(path) for path in streams],
+                "changes": changes,
+            }
             self.socket.sendall(json.dumps(request).encode() + b"\n")
             pid = self.answer()
             try:
@@ -164,7 +170,7 @@ def import_what_commands_import() -> None:
 
 
 def child(
-    module: str, words: list[str], folder: str, streams: list[str], late: dict[str, str]
+    module: str, words: list[str], folder: str, streams: list[str], changes: dict[str, str]
 ) -> None:
     """`python -m MODULE WORDS`; never returns."""
     import runpy
@@ -175,9 +181,7 @@ def child(
         os.dup2(file, number)
         os.close(file)
     os.chdir(folder)
-    for name in READ_LATE:
-        os.environ.pop(name, None)
-    os.environ.update(late)
+    os.environ.update(changes)
     sys.argv = [module, *words]
     sys.path[0] = folder
     code = 0

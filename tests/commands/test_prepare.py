@@ -24,9 +24,8 @@ def test_the_command_writes_where_the_task_looks(run: Run, tmp_path: Path) -> No
     ],
 )
 def test_mistakes_and_a_missing_network_are_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+    run: Run, overrides: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = run("prepare", *overrides, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"drift: {message}")

@@ -208,13 +208,11 @@ def test_the_same_command_goes_on_also_where_it_began_from_a_checkpoint(
     assert [line["step"] for line in read_lines(tmp_path / "two" / "metrics.jsonl")] == [2, 3]
 
 
-def test_a_requeued_job_goes_on_also_with_resume_never(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_goes_on_also_with_resume_never(run: Run) -> None:
     settings = (*SMALL, "tracking=off", "eval.every=0", "resume=never", "hydra.run.dir=run")
     run("train", *settings, "num_steps=1")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert "step_000001 at step 1" in run("train", *settings, "num_steps=2").stdout
+    requeued = run("train", *settings, "num_steps=2", SLURM_RESTART_COUNT="1")
+    assert "step_000001 at step 1" in requeued.stdout
 
 
 def test_a_run_taken_up_with_other_problems_says_what_both_hold(run: Run, tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from drift.policy.loading import load_policy
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, checked
+from tests.forkserver import command
 from tests.unit.traces.test_viewer import embedded
 
 if TYPE_CHECKING:
@@ -29,18 +27,12 @@ def rows_of(page: Path) -> list[dict[str, Any]]:
     return embedded(page.read_text(encoding="utf-8"))["rows"]  # type: ignore[return-value]
 
 
-def start(command: str, folder: Path, *overrides: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", f"drift.{command}", *overrides]
-    subprocess.run(line, cwd=folder, env=environment, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps, with pages after the first and every second."""
     folder = tmp_path_factory.mktemp("traced")
-    start("train", folder, *SMALL, "num_steps=4", "traces.every=2", "traces.rows=6",
-          "optim.lr=2e-3", "hydra.run.dir=run")  # fmt: skip
+    more = ("traces.every=2", "traces.rows=6", "optim.lr=2e-3", "hydra.run.dir=run")
+    checked(command, folder, "train", *SMALL, "num_steps=4", *more)
     return folder / "run"
 
 
@@ -48,8 +40,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(trained: Path) -> Path:
     """The page of an evaluation of the checkpoint before and after that run."""
     after = trained / "checkpoints" / "step_000004"
-    start("eval", trained.parent, f"checkpoints=[data/tiny-countdown,{after}]", "tracking=off",
-          "eval.max_examples=60", "eval.trace_problems=40", "hydra.run.dir=ev")  # fmt: skip
+    both = f"checkpoints=[data/tiny-countdown,{after}]"
+    more = ("eval.max_examples=60", "eval.trace_problems=40", "hydra.run.dir=ev")
+    checked(command, trained.parent, "eval", both, "tracking=off", *more)
     (page,) = (trained.parent / "ev" / "traces").iterdir()
     return page
 

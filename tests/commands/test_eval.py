@@ -137,7 +137,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 def test_every_source_that_grades_is_in_the_protocol_whatever_its_line_ends(tmp_path: Path) -> None:
     def elsewhere() -> str:
-        code = "from drift import tasks; from drift.evals import cell; print(cell.grader_code(tasks.TASKS['math']))"
+        code = "from drift import tasks; from drift.evals.cell import grader_code; "
+        code += "print(grader_code(tasks.TASKS['math']))"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
             env=environment() | {"PYTHONPATH": str(tmp_path)},

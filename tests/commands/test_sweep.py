@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from drift.common.files import locked
+from drift.common.files import locked_shared
 from drift.runs.sweep import LOCK, state
 from tests.conftest import ROOT
 from tests.unit.runs.test_sweep import write
@@ -32,7 +32,7 @@ def test_a_job_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "here\n"
-    with locked(tmp_path / "0" / LOCK, shared=True):  # another rank
+    with locked_shared(tmp_path / "0" / LOCK):  # another rank
         assert state(tmp_path / "0")["status"] == "running"
     assert state(tmp_path / "0")["status"] == "running"
     process.kill()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from drift.training import sft
 from drift.common.errors import GradingError
 from drift.config.compose import typed
 from drift.policy.loading import load_policy
 from drift.tasks.countdown import Countdown
+from drift.training import sft
 from tests.configs import composed
 
 SMALL = (

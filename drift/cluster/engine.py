@@ -28,6 +28,7 @@ from drift.cluster.zero import Partition
 from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, TrainingError
 from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
+from drift.config.checks import refused_share
 
 DEFAULT_THREADS = torch.get_num_threads()
 NOT_OURS = ("USE_DEEPSPEED", "USE_FSDP", "USE_CPU", "DYNAMO_BACKEND")  # of `accelerate launch`
@@ -141,11 +142,8 @@ class Engine:
         Raises:
             ConfigError: the number of ranks does not divide `count`.
         """
-        if count % self.num_ranks:
-            raise ConfigError(
-                f"{what}={count} cannot be shared by {self.num_ranks} ranks alike; "
-                f"use a multiple of {self.num_ranks}"
-            )
+        if reason := refused_share(what, count, self.num_ranks):
+            raise ConfigError(reason)
         size = count // self.num_ranks
         return slice(self.rank * size, (self.rank + 1) * size)
 

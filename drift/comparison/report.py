@@ -217,7 +217,7 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
 def template() -> Any:
     from jinja2 import Environment, FileSystemLoader
 
-    loader = FileSystemLoader(Path(__file__).parent / "comparison")
+    loader = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=loader, autoescape=True).get_template("compare.html")
 
 

@@ -204,25 +204,38 @@ def _samples(config: EvalRunConfig) -> Iterator[str]:
         )
 
 
+def refused_weights(weights: RolloutWeights, split: bool) -> str | None:
+    """Why these weights cannot decode; split: ZeRO-3 splits the trained ones."""
+    if weights == RolloutWeights.shared and split:
+        return "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
+    if weights == RolloutWeights.gather and not split:
+        return "rollout.weights=gather is for cluster.zero_stage=3; use shared"
+    return None
+
+
+def refused_share(what: str, count: int, ranks: int) -> str | None:
+    """Why ranks cannot have equal parts of something."""
+    if not count % ranks:
+        return None
+    return f"{what}={count} cannot be shared by {ranks} ranks alike; use a multiple of {ranks}"
+
+
 def _ranks(config: RunConfig) -> Iterator[str]:
     """What can be said before the processes are there."""
     cluster, prompts = config.cluster, config.rollout.prompts_per_step
     ranks = (cluster.num_processes or 1) * cluster.num_machines
     weights, stage = config.rollout.weights, cluster.zero_stage
-    if weights == RolloutWeights.shared and stage == 3:
-        yield "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
+    if stage is not None and (reason := refused_weights(weights, stage == 3)):
+        yield reason
     if weights == RolloutWeights.gather and config.rollout.compile:
         yield (
             "rollout.compile=true needs all weights at once, rollout.weights=gather holds one "
             "block at a time; use replica"
         )
-    if weights == RolloutWeights.gather and stage not in (3, None):
-        yield f"rollout.weights=gather is for cluster.zero_stage=3, not {stage}; use shared"
-    if cluster.num_processes and prompts % ranks:
-        yield (
-            f"rollout.prompts_per_step={prompts} cannot be shared by {ranks} ranks alike; "
-            f"use a multiple of {ranks}"
-        )
+    if cluster.num_processes:
+        reason = refused_share("rollout.prompts_per_step", prompts, ranks)
+        if reason:
+            yield reason
 
 
 def validate(config: object) -> None:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from drift.common import terminal
 from drift.common.types import Rollout, TokenLogps
+from drift.config import AdvantageEstimator, Importance, Level, ObjectiveConfig
 from drift.policy.base import SpecialIds
+
+
+def asks_old(objective: ObjectiveConfig, candidates: bool) -> bool:
+    """Whether the old policy scores the views before an update; candidates: a view has some."""
+    by_row = objective.level != Level.view
+    corrected = objective.importance != Importance.none
+    valued = objective.advantage == AdvantageEstimator.gae
+    return objective.num_updates > 1 or by_row or corrected or candidates or valued
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,14 @@ from drift.cluster.engine import Engine
 from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
 from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
 from drift.learner.gap import importance_weights
-from drift.learner.likelihood import MicroBatch, micro_batches, pad_batches, score, token_logps
+from drift.learner.likelihood import (
+    MicroBatch,
+    asks_old,
+    micro_batches,
+    pad_batches,
+    score,
+    token_logps,
+)
 from drift.learner.masking import prompt_masks
 from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
 from drift.learner.sequence_objective import ScoredRows, row_gradient, surrogate
@@ -116,9 +123,8 @@ def prepare(
 
     old, objective = None, config.objective
     corrected = objective.importance == Importance.truncated
-    by_row = objective.level != Level.view
-    candidates = engine.max(float(views.candidate_KBC.any()))
-    if objective.num_updates > 1 or by_row or corrected or candidates or advantages.at_end:
+    candidates = engine.max(float(views.candidate_KBC.any())) > 0
+    if asks_old(objective, candidates):
         wanted_KBC = views.scored_KBC | views.candidate_KBC
         old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
     scored_KBC = settle_scored(views, old)

@@ -9,13 +9,8 @@ denoising steps: upper bounds where rows end early or several tokens are committ
 from math import ceil
 
 from drift.config import (
-    AdvantageEstimator,
     CacheMode,
-    Importance,
     LeftToRightConfig,
-    Level,
-    MaskingConfig,
-    ObjectiveConfig,
     ReplayConfig,
     RolloutConfig,
     RolloutWeights,
@@ -23,6 +18,7 @@ from drift.config import (
     SequentialConfig,
     TraceConfig,
 )
+from drift.learner.likelihood import asks_old
 from drift.planning.memory import (
     Sizes,
     Terms,
@@ -79,18 +75,16 @@ def passes(config: RunConfig) -> dict[str, float]:
     A backward costs two forwards, one more with gradient checkpointing; an adapter's base has no
     gradient of its weights, which is half of it.
     """
-    frozen = bool(config.objective.kl_coef) + asks_old(config.objective, config.masking)
+    frozen = bool(config.objective.kl_coef) + old_passes(config)
     adapter = config.model.lora.rank > 0
     return {"frozen": frozen, "trained": 3 + config.model.gradient_checkpointing - adapter}
 
 
-def asks_old(objective: ObjectiveConfig, masking: MaskingConfig) -> bool:
-    """Whether the old policy scores the views before the update (update.prepare)."""
+def old_passes(config: RunConfig) -> bool:
+    """Whether the old policy scores the views of a step, as far as the settings say."""
+    masking = config.masking
     candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1
-    by_row = objective.level != Level.view
-    corrected = objective.importance != Importance.none
-    valued = objective.advantage == AdvantageEstimator.gae
-    return objective.num_updates > 1 or corrected or by_row or candidates or valued
+    return asks_old(config.objective, candidates)
 
 
 def num_views(config: RunConfig) -> int:
@@ -153,7 +147,7 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
     adapter = trained if sizes.model.lora.rank else 0
     whole = w * (num_parameters(b) + adapter) * share
     updates = config.objective.num_updates
-    old = asks_old(config.objective, config.masking)
+    old = old_passes(config)
     if adapter and config.objective.kl_coef:
         old += 1  # the reference is the base, gathered like the policy
     terms.put("all-gather in forwards", whole * cuts * (updates + old),

@@ -125,8 +125,6 @@ def complete(
                 f"rollout.gen_length={config.gen_length} the model's positions allow {limit}; "
                 "shorten it or lower rollout.gen_length"
             )
-    batch, key = (
-        PromptBatch(examples=examples, ids=ids, first_prompt=0),
-        rng.stream(seed, "generate"),
-    )
+    batch = PromptBatch(examples=examples, ids=ids, first_prompt=0)
+    key = rng.stream(seed, "generate")
     return completions(policy, batch, config, key, group_size=config.group_size, watch=watch)

@@ -16,6 +16,7 @@ from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.config import RewardControl, RolloutWeights, RunConfig, Split
+from drift.config.checks import refused_weights
 from drift.learner.advantage import estimate
 from drift.learner.gap import sampler_gap, warn_of_gap
 from drift.learner.masking import build_views
@@ -38,16 +39,12 @@ log = logging.getLogger("drift")
 def sampler_of(policy: Policy, config: RunConfig) -> Policy:
     """Whose weights decode: `rollout.weights`."""
     weights = sampler_weights(config.model, policy.split, config.rollout)
+    if reason := refused_weights(weights, policy.split):
+        raise ConfigError(reason)
     if weights == RolloutWeights.shared:
-        if policy.split:
-            raise ConfigError(
-                "rollout.weights=shared, but ZeRO-3 splits the weights; use replica or gather"
-            )
         return policy
     if weights == RolloutWeights.replica and policy.adapter and not policy.split:
         return policy  # a copy would be the same numbers: its base is frozen in model.dtype
-    if weights == RolloutWeights.gather and not policy.split:
-        raise ConfigError("rollout.weights=gather is for cluster.zero_stage=3; use shared")
     kind = Replica if weights == RolloutWeights.replica else Gathered
     return kind(policy, torch_dtype(config.model.dtype))
 

@@ -16,7 +16,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from PIL import Image
 
 from drift.comparison.records import Curve, Group, by_test_set, pareto
 from drift.runs.tracking import PHASES, shortened
@@ -223,7 +222,7 @@ def size_of(chart: Chart, groups: list[Group]) -> float:
 
 
 def write_sheets(folder: Path, groups: list[Group]) -> list[Path]:
-    """One PNG for each sheet, with a legend; below 300 kB each."""
+    """One PNG for each sheet, with a legend."""
     written: list[Path] = []
     for sheet in dict.fromkeys(chart.sheet for chart in CHARTS):
         charts = [chart for chart in CHARTS if chart.sheet == sheet]
@@ -242,8 +241,5 @@ def write_sheets(folder: Path, groups: list[Group]) -> list[Path]:
                               frameon=False)  # fmt: skip
             path = folder / f"{sheet}.png"
             figure.savefig(path, dpi=100)
-        with Image.open(path) as picture:
-            few_colors = picture.convert("RGB").quantize(256)
-        few_colors.save(path, optimize=True)
         written.append(path)
     return written

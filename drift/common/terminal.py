@@ -17,9 +17,8 @@ from drift.common import ranks
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.table import Table
 
-MARKS, MARK_S = 100, 0.2  # the time left follows from the last so many moments, so far apart
+SPEED_S = 3600.0  # the time left follows from the last hour, or the last 1000 moments
 QUIET_S, WORTH_S, PATIENCE_S = 1.0, 3.0, 5.0  # see `Bar`
 HISTORY = 1000  # rewards kept; no terminal is wider
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
@@ -102,7 +101,7 @@ class Narrower:
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator["Bar"]:
-    """A bar with the time left while the block runs: `loading 120/291 ━━━━╸──── 0:12 left`.
+    """A bar with the time left while the block runs: `loading 120/291 ━━━━╸──── 00:12 left`.
 
     Args:
         what: is done `total` times; the block calls `advance` of the bar, or `move`.
@@ -113,41 +112,15 @@ def bar(what: str, total: int) -> Iterator["Bar"]:
         yield content
 
 
-def in_words(seconds: float | None) -> str:
-    """`0:07 left`, `1:02:03 left`; a dash for None."""
-    if seconds is None:
-        return "-:-- left"
+def in_words(seconds: float) -> str:
+    """`0:07 left`, `1:02:03 left`"""
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
 
 
-class Pace:
-    """How long something still takes, at the speed that it had for the last while."""
-
-    def __init__(self, done: float, total: float, clock: Callable[[], float] = time.monotonic):
-        self.total = total
-        self.clock = clock
-        self._marks = deque([(clock(), done)], maxlen=MARKS)
-
-    def mark(self, done: float) -> None:
-        """So much is done now."""
-        now = self.clock()
-        if len(self._marks) > 1 and now - self._marks[-2][0] < MARK_S:
-            self._marks.pop()
-        self._marks.append((now, done))
-
-    def left_s(self) -> float | None:
-        """Seconds; None as long as nothing is known."""
-        (start, before), (last, done) = self._marks[0], self._marks[-1]
-        if done <= before:
-            return None
-        each = (last - start) / (done - before)
-        return max(0.0, each * (self.total - done) - (self.clock() - last))
-
-
 class Bar:
-    """How much is done of a total, and the time left.
+    """How much is done of a total, and the time left: a task of `rich.progress`.
 
     Nothing flashes by: it is empty in its first second, and until it is known to be there for three
     more, or nothing is known after five.
@@ -156,42 +129,39 @@ class Bar:
     def __init__(
         self, what: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic
     ):
-        self.what = what
-        self.total = total
-        self.done: float = done
-        self.pace = Pace(done, total, clock)
-        self._started = clock()
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False), MofNCompleteColumn(),
+            BarColumn(bar_width=None), TimeRemainingColumn(compact=True), TextColumn("left"),
+            expand=True, get_time=clock, speed_estimate_period=SPEED_S,
+        )  # fmt: skip
+        self.progress.add_task(what, total=total, completed=done)
+        (self.task,) = self.progress.tasks
         self._visible = False
 
     def advance(self, count: float = 1) -> None:
-        self.move(self.done + count)
+        self.move(self.task.completed + count)
 
     def move(self, done: float) -> None:
         """So much is done now; a part of the next one counts for the time left."""
-        self.done = done
-        self.pace.mark(done)
+        self.progress.update(self.task.id, completed=done)
         beat()
 
-    def row(self) -> "Table":
+    def row(self) -> "RenderableType":
         """The bar, as wide as the terminal."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(no_wrap=True)
-        row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
-        row.add_row(
-            f"{self.what} {int(self.done)}/{self.total}",
-            ProgressBar(total=self.total, completed=self.done),
-            in_words(self.pace.left_s()),
-        )
-        return row
+        return self.progress.get_renderable()
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        passed, left_s = self.pace.clock() - self._started, self.pace.left_s()
+        passed, left_s = self.task.elapsed or 0.0, self.task.time_remaining
         worth = passed > PATIENCE_S if left_s is None else left_s > WORTH_S
-        self._visible |= bool(self.total) and passed > QUIET_S and worth
+        self._visible |= bool(self.task.total) and passed > QUIET_S and worth
         if self._visible:
             yield self.row()
 
@@ -211,7 +181,7 @@ class RunView:
 
     The last one takes two on a terminal of 40 columns.
 
-    step 23/80 ━━━━━━━━╸──────────────────────────────── 0:34 left
+    step 23/80 ━━━━━━━━╸─────────────────────────────── 00:34 left
     reward 0.797 ▁▂▂▃▃▄▅▅▆▇▇█ validation 0.793
     26840 tokens/s rollout 37% reward 1% update 54% eval 7% checkpoint 1%
     """

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from drift.common.terminal import ASCII_BLOCKS, Bar, Pace, RunView, in_words, sparkline
+from drift.common.terminal import ASCII_BLOCKS, Bar, RunView, in_words, sparkline
 from drift.training.report import PHASES
 
 
@@ -35,41 +35,37 @@ def test_a_sparkline_goes_from_the_lowest_value_to_the_highest() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(None, "-:-- left"), (0, "0:00 left"), (6.2, "0:07 left"), (3723, "1:02:03 left")],
+    [(0, "0:00 left"), (6.2, "0:07 left"), (3723, "1:02:03 left")],
 )
-def test_seconds_in_words(seconds: float | None, words: str) -> None:
+def test_seconds_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
-
-
-def test_the_time_left_follows_the_speed_of_the_last_while() -> None:
-    clock = Clock()
-    pace = Pace(0, 1000, clock)
-    assert pace.left_s() is None
-    for done in range(1, 201):  # a second each, later two
-        clock.now += 1 if done <= 100 else 2
-        pace.mark(done)
-        if done == 100:
-            assert pace.left_s() == pytest.approx(900)
-    assert pace.left_s() == pytest.approx(1600)
-    clock.now += 60  # a long step: it goes on counting down
-    assert pace.left_s() == pytest.approx(1540)
-    assert Pace(7, 7, clock).left_s() is None
 
 
 def test_a_bar_that_would_flash_by_is_not_shown() -> None:
     clock = Clock()
     quick, slow, silent = (Bar("rows", 10, clock=clock) for _ in range(3))
+    slow.move(1)
     for _ in range(8):  # done after two seconds
         clock.now += 0.2
         quick.advance()
         assert drawn(quick, 40) == []
-    slow.move(2.5)
-    assert drawn(slow, 40) == ["rows 2/10 ━━━━━                0:05 left"]
+    slow.move(2.6)  # 1.6 in 1.6 seconds
+    assert re.fullmatch(r"rows +2/10 ━+[╸╺]? +00:08 left", drawn(slow, 40)[0])
     assert drawn(silent, 40) == []
     clock.now += 4
-    assert drawn(silent, 40) == ["rows 0/10                      -:-- left"]
+    assert re.fullmatch(r"rows +0/10 +--:-- left", drawn(silent, 40)[0])
     slow.move(10)
-    assert drawn(slow, 40)[0].endswith("0:00 left")  # once there it stays to its end
+    assert drawn(slow, 40)[0].endswith("00:00 left")  # once there it stays to its end
+    assert all(len(row) == 40 for bar in (slow, silent) for row in drawn(bar, 40))
+
+
+def test_the_time_left_follows_slow_steps_too() -> None:
+    clock = Clock()
+    bar = Bar("step", 10, clock=clock)
+    for _ in range(4):
+        clock.now += 100
+        bar.advance()
+    assert bar.task.time_remaining == 600
 
 
 def line(step: int, **changes: float) -> dict[str, float]:

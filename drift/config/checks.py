@@ -232,10 +232,8 @@ def _ranks(config: RunConfig) -> Iterator[str]:
             "rollout.compile=true needs all weights at once, rollout.weights=gather holds one "
             "block at a time; use replica"
         )
-    if cluster.num_processes:
-        reason = refused_share("rollout.prompts_per_step", prompts, ranks)
-        if reason:
-            yield reason
+    if cluster.num_processes and (odd := refused_share("rollout.prompts_per_step", prompts, ranks)):
+        yield odd
 
 
 def validate(config: object) -> None:

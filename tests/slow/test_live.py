@@ -8,7 +8,7 @@ import pytest
 from tests.commands.test_live import SMOKE
 from tests.terminal import CTRL_C, Terminal
 
-STEP_BAR = re.compile(r"^step (\d+)/\d+ [━╸╺ ]*[━╸╺][━╸╺ ]* (\d+:\d\d|-:--) left$")
+STEP_BAR = re.compile(r"^step +(\d+)/\d+ [━╸╺ ]*[━╸╺][━╸╺ ]* (\d+:\d\d|--:--) left$")
 
 
 @pytest.mark.parametrize("columns", [80, 40])

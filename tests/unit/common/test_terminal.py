@@ -1,6 +1,7 @@
 """What a person at a terminal sees, on a real pseudo-terminal; and what a log file gets instead."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console

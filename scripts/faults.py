@@ -7,7 +7,7 @@ python scripts/faults.py run faults.json --map map.json --output result.json [--
 draw: at most two faults a file, the kinds in turn. Look at them: a fault that cannot change what
   the program does gets "skipped": "REASON" in the file, and the next draw into it adds another.
 map: for each file of drift/ the test files that cover it: those that have its name, import it or
-  run its command; without two of them, also those that reach it through the files that import it.
+  run its command; where these are less than two, also those of the files that import it.
 run: each fault alone, in a clone of the last commit in a temporary folder. A fault is found by its
   function and its line, so that files may move between two runs. A test that fails without the
   fault as well is left out. --slow: only the tests marked slow, for faults that the others missed.
@@ -53,7 +53,7 @@ STARTED = {  # files that no import leads to, and the file that starts them
 }  # fmt: skip
 SLOW_FILES = re.compile(r"browser|slurm|ranks|kills|docs|server|real_data|/slow/")
 SLOW_MARKS = "slow or browser or slurm or gpu"
-NUM_TESTS = 5  # test files for one file of drift/
+NUM_TESTS = 3  # test files for one file of drift/
 LIMIT_S = 300.0  # wall time of the tests of one fault
 
 Fault = dict[str, str]  # kind, file, function, line, changed, and "skipped" with its reason
@@ -211,9 +211,15 @@ def covering() -> dict[str, list[str]]:
     commands = {path: read_commands(path, modules) for path in tests}
     through = [path for path in paths if path not in tests and path.name != "conftest.py"]
 
-    def rank(test: Path, targets: set[Path]) -> tuple[bool, bool, bool, int, int, Path] | None:
-        """What sorts the tests that reach a target; None for one that reaches none."""
-        named = test.stem in {f"test_{target.stem}" for target in targets}
+    def rank(
+        test: Path, path: Path, targets: set[Path]
+    ) -> tuple[bool, bool, bool, int, int, Path] | None:
+        """What sorts the tests that reach a target; None for one that reaches none.
+
+        First test_tracking.py and test_track.py of tracking.py, last the runs of commands.
+        """
+        name = test.stem.removeprefix("test_")
+        named = name == path.stem or (len(name) > 3 and path.stem.startswith(name))
         taken = sum(imports[test][target] for target in targets)
         if not named and not taken and not targets & commands[test]:
             return None
@@ -224,7 +230,7 @@ def covering() -> dict[str, list[str]]:
         found: list[str] = []
         reached, seen = {path}, {path}
         while reached and sum(not SLOW_FILES.search(file) for file in found) < 2:
-            ranks = sorted(r for test in tests if (r := rank(test, reached)) is not None)
+            ranks = sorted(r for test in tests if (r := rank(test, path, reached)) is not None)
             files = (str(ranked[-1].relative_to(ROOT)) for ranked in ranks)
             found += [file for file in files if file not in found]
             reached = {other for other in through if reached & imports[other].keys()} - seen

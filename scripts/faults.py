@@ -1,16 +1,17 @@
 """One-line faults in drift/, and which of them the tests catch.
 
 python scripts/faults.py draw --seed 0 --number 30 --output faults.json
-python scripts/faults.py map --output map.json
+python scripts/faults.py map --output map.json [--number 3]
 python scripts/faults.py run faults.json --map map.json --output result.json [--only 3,7] [--slow]
 
 draw: at most two faults a file, the kinds in turn. Look at them: a fault that cannot change what
   the program does gets "skipped": "REASON" in the file, and the next draw into it adds another.
 map: for each file of drift/ the test files that cover it: those that have its name, import it or
-  run its command; where these are less than two, also those of the files that import it.
+  run its command, and then those of the files that import it; NUMBER at most.
 run: each fault alone, in a clone of the last commit in a temporary folder. A fault is found by its
   function and its line, so that files may move between two runs. A test that fails without the
-  fault as well is left out. --slow: only the tests marked slow, for faults that the others missed.
+  fault as well is left out. What survives is worth a second run with a map of more files, and with
+  --slow, which runs only the tests that are marked slow.
 """
 
 import argparse
@@ -53,7 +54,6 @@ STARTED = {  # files that no import leads to, and the file that starts them
 }  # fmt: skip
 SLOW_FILES = re.compile(r"browser|slurm|ranks|kills|docs|server|real_data|/slow/")
 SLOW_MARKS = "slow or browser or slurm or gpu"
-NUM_TESTS = 3  # test files for one file of drift/
 LIMIT_S = 300.0  # wall time of the tests of one fault
 
 Fault = dict[str, str]  # kind, file, function, line, changed, and "skipped" with its reason
@@ -201,7 +201,7 @@ def read_commands(path: Path, modules: dict[str, Path]) -> set[Path]:
     return {modules[entry] for entry in entries if entry in modules}
 
 
-def covering() -> dict[str, list[str]]:
+def covering(number: int) -> dict[str, list[str]]:
     """For each file of drift/ its test files: quick and particular ones first."""
     paths = [p for top in ("drift", "scripts", "tests") for p in sorted((ROOT / top).rglob("*.py"))]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
@@ -229,14 +229,14 @@ def covering() -> dict[str, list[str]]:
     for path in (path for path in paths if names[path].startswith("drift.")):
         found: list[str] = []
         reached, seen = {path}, {path}
-        while reached and sum(not SLOW_FILES.search(file) for file in found) < 2:
+        while reached and sum(not SLOW_FILES.search(file) for file in found) < number:
             ranks = sorted(r for test in tests if (r := rank(test, path, reached)) is not None)
             files = (str(ranked[-1].relative_to(ROOT)) for ranked in ranks)
             found += [file for file in files if file not in found]
             reached = {other for other in through if reached & imports[other].keys()} - seen
             seen |= reached
         quick = [file for file in found if not SLOW_FILES.search(file)]
-        result[str(path.relative_to(ROOT))] = (quick or found)[:NUM_TESTS]
+        result[str(path.relative_to(ROOT))] = (quick or found)[:number]
     return result
 
 
@@ -268,6 +268,7 @@ def write_source(path: Path, text: bytes) -> None:
 def pytest(root: Path, words: list[str], limit_s: float) -> tuple[int | None, str]:
     """Exit code (None: out of time) and output of pytest on a copy, with all that it started."""
     settings = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings["PYTHONWARNINGS"] = "ignore::FutureWarning"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-rfE", "--tb=line"]
     with tempfile.TemporaryFile("w+") as output:
         running = subprocess.Popen(
@@ -301,13 +302,17 @@ def first_failure(root: Path, tests: list[str], slow: bool, broken: set[str]) ->
     return "caught", failed[1]
 
 
-def attempt(fault: Fault, root: Path, covered: dict[str, list[str]], slow: bool, broken: set[str]):
+def attempt(
+    fault: Fault, root: Path, covered: dict[str, list[str]], slow: bool, broken: set[str]
+) -> dict[str, Any]:
     """Outcome, file of today, the test that fails, and seconds; `broken` grows."""
     place = place_of(fault, root)
     if place is None:
         return {"outcome": "lost"}
     path, number = place
     file, good = str(path.relative_to(root)), path.read_bytes()
+    if not covered[file]:
+        return {"outcome": "uncovered", "now": file}
     lines, began = good.splitlines(keepends=True), time.monotonic()
     lines[number - 1] = lines[number - 1].replace(fault["line"].encode(), fault["changed"].encode())
     while True:
@@ -317,12 +322,8 @@ def attempt(fault: Fault, root: Path, covered: dict[str, list[str]], slow: bool,
         if outcome != "caught" or pytest(root, [test], LIMIT_S)[0] != 1:
             break
         broken.add(test)
-    return {
-        "outcome": outcome,
-        "now": file,
-        "test": test,
-        "seconds": round(time.monotonic() - began),
-    }
+    seconds = round(time.monotonic() - began)
+    return {"outcome": outcome, "now": file, "test": test, "seconds": seconds}
 
 
 def run(faults: list[Fault], covered: dict[str, list[str]], options: argparse.Namespace) -> None:
@@ -351,7 +352,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     drawing, running, mapping = (commands.add_parser(name) for name in ("draw", "run", "map"))
     drawing.add_argument("--seed", type=int, default=0)
-    drawing.add_argument("--number", type=int, default=30)
+    drawing.add_argument("--number", type=int, default=30, help="of faults")
+    mapping.add_argument("--number", type=int, default=3, help="of test files for one file")
     running.add_argument("faults", type=Path)
     running.add_argument("--map", type=Path, required=True, help="what `map` wrote")
     running.add_argument("--only", metavar="3,7", help="numbers of faults, from 0")
@@ -362,7 +364,7 @@ def main() -> None:
     if options.command == "draw":
         draw(options.seed, options.number, options.output)
     elif options.command == "map":
-        write(options.output, covering())
+        write(options.output, covering(options.number))
     else:
         run(json.loads(options.faults.read_text()), json.loads(options.map.read_text()), options)
 

@@ -216,10 +216,11 @@ def covering(number: int) -> dict[str, list[str]]:
     ) -> tuple[bool, bool, bool, int, int, Path] | None:
         """What sorts the tests that reach a target; None for one that reaches none.
 
-        First test_tracking.py and test_track.py of tracking.py, last the runs of commands.
+        First test_tracking.py of tracking.py and track.py, last the runs of commands.
         """
         name = test.stem.removeprefix("test_")
-        named = name == path.stem or (len(name) > 3 and path.stem.startswith(name))
+        short, long = sorted((name, path.stem), key=len)
+        named = name == path.stem or (len(short) > 3 and long.startswith(short))
         taken = sum(imports[test][target] for target in targets)
         if not named and not taken and not targets & commands[test]:
             return None

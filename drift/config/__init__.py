@@ -247,6 +247,25 @@ class RunConfig(BaseConfig):
 
 
 @dataclass
+class PlanSettings:
+    """Of the machine that is planned for, and of what is compared."""
+
+    prompt_length: int = positive(256)  # tokens of the longest prompt
+    flops: float = positive(4e14, finite=True)  # FLOP/s that a GPU reaches
+    gb_per_s: float = positive(50.0, finite=True)  # GB/s that a GPU sends
+    gpu_gib: float = positive(80.0, finite=True)  # memory of a GPU
+    over: str | None = None  # the setting whose values are compared; set by KEY=V1,V2
+    values: list[str] = field(default_factory=list[str])  # its values; set by KEY=V1,V2
+
+
+@dataclass
+class PlanConfig(RunConfig):
+    """`python -m drift.plan`."""
+
+    plan: PlanSettings = field(default_factory=PlanSettings)
+
+
+@dataclass
 class SFTConfig(BaseConfig):
     """`python -m drift.sft`."""
 
@@ -374,6 +393,7 @@ GROUPS: dict[str, dict[str, type]] = {
 
 COMMANDS: dict[str, type] = {
     "run": RunConfig,
+    "plan": PlanConfig,
     "sft": SFTConfig,
     "eval": EvalRunConfig,
     "doctor": DoctorConfig,

@@ -15,11 +15,11 @@ sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS)]
 import torch
 from rich.console import Console
 from rich.table import Table
-from shapes import SHAPES as SHAPES
 
 from drift.cluster.engine import gpu_names
 from drift.planning.cost import head_flops, layer_flops
 from drift.planning.memory import num_parameters
+from drift.planning.shapes import SHAPES as SHAPES
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES

@@ -12,7 +12,7 @@ import pytest
 from drift.config import (
     Dtype,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,11 @@ def test_a_rank_of_two_holds_what_is_said(stage: int, dtype: Dtype, tmp_path: Pa
     assert found["held"] == pytest.approx(sum(found["said"].values()), rel=0.03)
 
 
-def test_the_tables_of_the_docs_are_what_the_script_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import plan as script
-
+def test_the_tables_of_the_docs_are_what_the_command_prints(run: Run) -> None:
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"```bash\npython (scripts/plan.py .*?)\n```\n", text, flags=re.S))
+    blocks = list(re.finditer(r"```bash\npython -m drift.(plan .*?)\n```\n", text, flags=re.S))
     assert len(blocks) == 11
     for block in blocks:
-        monkeypatch.setattr(sys, "argv", block[1].replace("\\\n", " ").split())
-        script.main()
-        printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+        done = run(*block[1].replace("\\\n", " ").split())
+        printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
         assert text[block.end() :].strip().startswith(printed), block[1]

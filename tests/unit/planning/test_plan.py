@@ -25,6 +25,7 @@ from drift.config import (
 )
 from drift.planning import cost, memory
 from drift.planning.memory import Sizes, Split, Terms
+from drift.planning.shapes import HUB, SHAPES
 from drift.policy.backbone import BackboneConfig
 from drift.policy.replica import Replica
 from drift.rollout.decoding import decode
@@ -231,12 +232,7 @@ def test_ranks_of_a_cluster() -> None:
     assert memory.split_of(ClusterConfig()).stage == 0
 
 
-def test_published_sizes_are_found_for_every_model_of_the_hub(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from shapes import HUB, SHAPES
-
+def test_published_sizes_are_found_for_every_model_of_the_hub() -> None:
     paths = {str(OmegaConf.load(f).path) for f in (ROOT / "conf/model").glob("*.yaml")
              if "data/" not in f.read_text()}  # fmt: skip
     assert paths == set(HUB)

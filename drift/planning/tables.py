@@ -1,34 +1,26 @@
-"""What a run needs before it costs anything: memory of a GPU, traffic and arithmetic of a step.
-
-python scripts/plan.py experiment=llada_math cluster=slurm cluster.num_processes=8
-python scripts/plan.py experiment=llada_math cluster.num_processes=8 --over cluster.num_machines=1,8
+"""The tables of `drift.plan`: memory of a GPU, traffic and arithmetic of a step.
 
 Computed from the composed config of drift.train and the checkpoint's sizes; no weights are read.
-Formulas: drift/planning, memory.py and cost.py, with N weights, T trained, w bytes of model.dtype,
-R ranks, L layers, D width, S tokens of a row. Times take the given rates and no overlap.
+Formulas: memory.py and cost.py, with N weights, T trained, w bytes of model.dtype, R ranks, L
+layers, D width, S tokens of a row. Times take the given rates and no overlap.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-from hydra import compose, initialize_config_dir
-from shapes import HUB, SHAPES
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 
 from drift.common.errors import ConfigError
-from drift.config import ModelConfig, RunConfig, register
-from drift.config.checks import validate
-from drift.config.compose import CONF, typed
-from drift.config.explain import USER_ERRORS, explain
+from drift.common.files import read_json
+from drift.config import ModelConfig, PlanConfig, RunConfig
+from drift.config.checks import refused_share, validate
+from drift.config.compose import typed
 from drift.planning import cost, memory
 from drift.planning.memory import GIB, Sizes, Terms
+from drift.planning.shapes import HUB, SHAPES
 from drift.policy.backbone import BackboneConfig
-from drift.policy.loading import FAMILIES, find_checkpoint, read_json
+from drift.policy.loading import FAMILIES, find_checkpoint
 
 
 def backbone_of(model: ModelConfig) -> BackboneConfig:
@@ -39,12 +31,6 @@ def backbone_of(model: ModelConfig) -> BackboneConfig:
     return FAMILIES[model.family.value].read_config(read_json(folder / "config.json"))
 
 
-def composed(overrides: Iterable[str]) -> RunConfig:
-    config: RunConfig = typed(compose("train", overrides=list(overrides)))
-    validate(config)
-    return config
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A config and what follows from it."""
@@ -53,15 +39,13 @@ class Plan:
     sizes: Sizes
 
     @classmethod
-    def of(cls, overrides: list[str], prompt: int) -> "Plan":
-        config = composed(overrides)
+    def of(cls, config: PlanConfig) -> "Plan":
+        """Raises ConfigError where the ranks cannot have equal parts of the prompts."""
         split = memory.split_of(config.cluster)
-        if config.rollout.prompts_per_step % split.ranks:
-            raise ConfigError(
-                f"rollout.prompts_per_step={config.rollout.prompts_per_step} cannot be shared by "
-                f"{split.ranks} ranks alike; use a multiple of {split.ranks}"
-            )
-        row = prompt + config.rollout.gen_length
+        prompts = config.rollout.prompts_per_step
+        if reason := refused_share("rollout.prompts_per_step", prompts, split.ranks):
+            raise ConfigError(reason)
+        row = config.plan.prompt_length + config.rollout.gen_length
         backbone = backbone_of(config.model)
         return cls(config, Sizes(model=config.model, backbone=backbone, row=row, split=split))
 
@@ -158,49 +142,27 @@ def over_table(key: str, plans: dict[str, Plan], flops: float, gb_per_s: float) 
     return table([*head, "rollout s", "learner s", "traffic s", "sum s"], rows)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", help="of drift.train")
-    parser.add_argument("--over", metavar="KEY=V1,V2", help="one line for each value")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens of the longest prompt")
-    parser.add_argument("--flops", type=float, default=4e14, help="FLOP/s that a GPU reaches")
-    parser.add_argument("--gb-per-s", type=float, default=50.0, help="that a GPU sends")
-    parser.add_argument("--gpu-gib", type=float, default=80.0, help="memory of a GPU")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    options = arguments()
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        if options.over:
-            key, _, values = options.over.partition("=")
-            if not values:
-                raise ConfigError(f"--over={key} must be KEY=V1,V2")
-            plans = {
-                value: Plan.of([*options.overrides, f"{key}={value}"], options.prompt)
-                for value in values.split(",")
-            }
-            print(over_table(key, plans, options.flops, options.gb_per_s))
-            return
-        plan = Plan.of(options.overrides, options.prompt)
+def run(config: PlanConfig) -> None:
+    """Print what the config needs, or a line for each value of `plan.over`."""
+    settings = config.plan
+    if settings.over is not None:
+        given = HydraConfig.get().overrides.task
+        plans: dict[str, Plan] = {}
+        for value in settings.values:
+            changed: PlanConfig = typed(compose("plan", [*given, f"{settings.over}={value}"]))
+            validate(changed)
+            plans[value] = Plan.of(changed)
+        print(over_table(settings.over, plans, settings.flops, settings.gb_per_s))
+        return
+    plan = Plan.of(config)
     sizes = plan.sizes
     weights = memory.num_parameters(sizes.backbone)
     trained = memory.num_trained(sizes.model, sizes.backbone)
     print(
         f"{sizes.model.name}: N = {weights / 1e9:.2f} 10^9 weights, T = {trained / 1e9:.3f} 10^9 "
         f"trained; {sizes.split.ranks} ranks, ZeRO stage {sizes.split.stage}; rows of "
-        f"{sizes.row} tokens; {options.flops:.3g} FLOP/s and {options.gb_per_s:g} GB/s a GPU\n"
+        f"{sizes.row} tokens; {settings.flops:.3g} FLOP/s and {settings.gb_per_s:g} GB/s a GPU\n"
     )
-    print(memory_table(plan, options.gpu_gib) + "\n")
-    print(traffic_table(plan, options.gb_per_s) + "\n")
-    print(work_table(plan, options.flops))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except USER_ERRORS as error:
-        sys.exit(f"plan: {explain(error)}")
+    print(memory_table(plan, settings.gpu_gib) + "\n")
+    print(traffic_table(plan, settings.gb_per_s) + "\n")
+    print(work_table(plan, settings.flops))

@@ -19,8 +19,9 @@ from drift.config import (
     FamilyName,
     MaskingConfig,
     ObjectiveConfig,
-    RemaskingRule,
+    ReinforceConfig,
     RolloutConfig,
+    StaticConfig,
 )
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
@@ -80,15 +81,14 @@ def policy(request: pytest.FixtureRequest) -> Policy:
     return make_policy(request.param)
 
 
-def rollout_config(**changes: object) -> RolloutConfig:
+def rollout_config(kind: type[RolloutConfig] = StaticConfig, **changes: object) -> RolloutConfig:
     values: dict[str, object] = {
-        "remasking": RemaskingRule.static,
         "gen_length": 8,
         "block_length": 4,
         "steps": 8,
         "max_rows": 4,
     }
-    return RolloutConfig(**(values | changes))  # type: ignore[arg-type]
+    return kind(**(values | changes))  # type: ignore[arg-type]
 
 
 def make_trace(
@@ -146,8 +146,8 @@ def bools(rows: list[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool)
 
 
-def objective(**changes: object) -> ObjectiveConfig:
-    return ObjectiveConfig(**changes)  # type: ignore[arg-type]
+def objective(kind: type[ObjectiveConfig] = ReinforceConfig, **changes: object) -> ObjectiveConfig:
+    return kind(**changes)  # type: ignore[arg-type]
 
 
 def masking(kind: type[MaskingConfig], **changes: object) -> MaskingConfig:

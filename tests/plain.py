@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
+from drift.config import (
+    CacheMode,
+    Confidence,
+    EndSuppression,
+    RolloutConfig,
+    StaticConfig,
+    ThresholdConfig,
+)
 from drift.policy.base import Policy
 from tests.oracles import rms_norm, rope, swiglu
 
@@ -126,11 +133,11 @@ def confidence_of(plain: Tensor, token: int, config: RolloutConfig, stop: tuple[
 
 def chosen_positions(sure: dict[int, float], steps_left: int, config: RolloutConfig) -> list[int]:
     best_first = sorted(sure, key=lambda i: (-sure[i], i))
-    if config.remasking == RemaskingRule.static:
+    if isinstance(config, StaticConfig):
         return best_first[: math.ceil(len(sure) / steps_left)]
     if steps_left == 1:
         return best_first
-    if config.remasking == RemaskingRule.threshold:
+    if isinstance(config, ThresholdConfig):
         assert config.threshold is not None
         return [i for i in best_first if sure[i] >= config.threshold] or best_first[:1]
     assert config.factor is not None

@@ -25,6 +25,13 @@ from drift.config.compose import CONF, typed
 from drift.config.explain import USER_ERRORS, explain, first_line, group_not_chosen, no_option
 from drift.runs import sweep
 
+FELL = {  # settings that named an option; the option itself says it
+    "masking.strategy",
+    "rollout.remasking",
+    "curriculum.order",
+    "tracking.backend",
+    "objective.policy_loss",
+}
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 

@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from drift.cluster.submission import difference, refusal
 from drift.common.errors import ConfigError
+from drift.config import OwnTaskConfig
 from drift.config.checks import validate
 from drift.config.compose import typed
 from drift.config.explain import explain
 from drift.runs import sweep
 
 SWEEP_DIR = "hydra.sweep.dir"
+LABELS = ("model.name", "task.name", "cluster.name")  # of the options, set in their files
 
 
 class Preflight(Callback):
@@ -98,7 +100,19 @@ def fault(config: DictConfig) -> str | None:
                 f"output_dir={config.output_dir} is filled in when the run starts; choose it with "
                 "hydra.run.dir=FOLDER, for a sweep with hydra.sweep.dir=FOLDER"
             )
+        if label := written_label(config):
+            return label
         validate(typed(config))
     except Exception as error:  # whatever OmegaConf raises while it resolves and converts
         return explain(error)
+    return None
+
+
+def written_label(config: DictConfig) -> str | None:
+    """`task.name=sudoku is set by the option; write task=sudoku`; None if no label is written."""
+    own = OmegaConf.get_type(config, "task") is OwnTaskConfig if "task" in config else False
+    for word in config.hydra.overrides.task:
+        key, _, value = word.lstrip("+~").partition("=")
+        if key in LABELS and not (own and key == "task.name"):  # of an entry point
+            return f"{key}={value} is set by the option; write {key.removesuffix('.name')}={value}"
     return None

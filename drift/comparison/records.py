@@ -11,7 +11,7 @@ from drift.common.errors import ConfigError
 from drift.common.files import read_json
 from drift.common.stats import Estimate, mean_height, pareto_front, t_interval, wilson
 from drift.config import MlflowConfig
-from drift.runs.differences import comparable, telling, tested_on
+from drift.runs.differences import as_now, comparable, telling, tested_on
 from drift.runs.stores import STEP, TIME, Line, find_experiment
 from drift.runs.sweep import SWEEP, by_key, refresh
 from drift.runs.tracking import CARD, PHASES, TRAINING, MetricsFile, read_card
@@ -259,7 +259,7 @@ def from_sweep(sweep: Path) -> tuple[list[RunRecord], MlflowConfig | None]:
         swept = by_key(job["overrides"])
         folder = sweep / (job["folder"] or str(job["num"]))
         summary = read_json(folder / "summary.json", missing_ok=True)
-        params = dict(read_card(folder)[0].params) if (folder / CARD).exists() else {}
+        params = as_now(read_card(folder)[0].params) if (folder / CARD).exists() else {}
         if (folder / CARD).exists() and isinstance(config := read_card(folder)[1], MlflowConfig):
             store = store or config
         id_file = folder / "mlflow_run_id"
@@ -316,7 +316,7 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
             RunRecord(
                 name=run.info.run_name,
                 settings={},
-                params=dict(run.data.params),
+                params=as_now(run.data.params),
                 status=summary.get("status", run.info.status.lower()),
                 error=summary.get("error"),
                 lines=lines_of(client, run),

@@ -6,20 +6,23 @@ Checks that span groups are in validate.py.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from drift.config.bounds import any_number, at_least, not_negative, positive, share
 from drift.config.cluster import (
+    CLUSTERS as CLUSTERS,
     ClusterConfig as ClusterConfig,
     SlurmConfig as SlurmConfig,
     SubmititConfig as SubmititConfig,
 )
 from drift.config.curriculum import (
+    CURRICULA as CURRICULA,
     CurriculumConfig as CurriculumConfig,
+    EpochConfig as EpochConfig,
     InformativeConfig as InformativeConfig,
-    PromptOrder as PromptOrder,
 )
 from drift.config.data import DataConfig, PrepareConfig, TrainDataConfig
 from drift.config.eval import (
@@ -28,6 +31,7 @@ from drift.config.eval import (
     TracePagesConfig as TracePagesConfig,
 )
 from drift.config.masking import (
+    MASKINGS as MASKINGS,
     AllConfig as AllConfig,
     BlockConfig as BlockConfig,
     CoupledConfig as CoupledConfig,
@@ -35,7 +39,6 @@ from drift.config.masking import (
     ElboConfig as ElboConfig,
     LeftToRightConfig as LeftToRightConfig,
     MaskingConfig as MaskingConfig,
-    MaskingStrategy as MaskingStrategy,
     QuadratureConfig as QuadratureConfig,
     RandomConfig as RandomConfig,
     ReplayConfig as ReplayConfig,
@@ -44,17 +47,25 @@ from drift.config.masking import (
     TraceConfig as TraceConfig,
 )
 from drift.config.objective import (
+    OBJECTIVES as OBJECTIVES,
     AdvantageEstimator as AdvantageEstimator,
+    BoundaryConfig as BoundaryConfig,
+    ClippedConfig as ClippedConfig,
     Importance as Importance,
     KLEstimator as KLEstimator,
     Level as Level,
     Normalization as Normalization,
     ObjectiveConfig as ObjectiveConfig,
-    PolicyLoss as PolicyLoss,
+    PpoClipConfig as PpoClipConfig,
+    ReinforceConfig as ReinforceConfig,
     RewardControl as RewardControl,
+    SandwichConfig as SandwichConfig,
+    SelfNormalizedConfig as SelfNormalizedConfig,
     ValueConfig as ValueConfig,
 )
+from drift.config.registry import Registry
 from drift.config.task import (
+    TASKS as TASKS,
     ArithmeticConfig as ArithmeticConfig,
     CodeConfig as CodeConfig,
     CountdownConfig as CountdownConfig,
@@ -74,10 +85,11 @@ from drift.config.task import (
     Truncated as Truncated,
 )
 from drift.config.tracking import (
+    TRACKINGS as TRACKINGS,
     CompareConfig as CompareConfig,
     MlflowConfig as MlflowConfig,
+    OffConfig as OffConfig,
     TrackConfig as TrackConfig,
-    TrackingBackend as TrackingBackend,
     TrackingConfig as TrackingConfig,
     WandbConfig as WandbConfig,
     WandbMode as WandbMode,
@@ -98,12 +110,6 @@ class AttentionBackend(StrEnum):
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
     flex_attention = "flex_attention"
-
-
-class RemaskingRule(StrEnum):
-    static = "static"  # the same number each step
-    threshold = "threshold"  # all that are sure enough
-    factor = "factor"  # the more together, the surer each
 
 
 class Confidence(StrEnum):
@@ -158,11 +164,8 @@ class ModelConfig:
 
 @dataclass
 class RolloutConfig:
-    remasking: RemaskingRule = MISSING  # which drawn tokens a denoising step commits
-    # of remasking=threshold: the least confidence
-    threshold: float | None = share(None, zero=False)
-    # of remasking=factor: larger commits more tokens together
-    factor: float | None = positive(None)
+    """What every rule of remasking has: which drawn tokens a denoising step commits."""
+
     confidence: Confidence = Confidence.probability  # what makes a token sure
     prompts_per_step: int = positive(32)  # of a step, over all ranks
     group_size: int = positive(8)  # completions of one prompt
@@ -180,11 +183,34 @@ class RolloutConfig:
     cache: CacheMode = CacheMode.none  # of keys and values
     # of cache=prefix: tokens recomputed behind the block; null = all
     horizon: int | None = not_negative(None)
-    # steps between refreshes inside a block; null = none
-    refresh_every: int | None = positive(None)
+    refresh_every: int | None = positive(None)  # steps between refreshes in a block; null = none
     weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
     compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
     max_rows: int = positive(256)  # rows decoded at the same time on one rank
+
+
+@dataclass
+class StaticConfig(RolloutConfig):
+    """The same number of tokens each step."""
+
+
+@dataclass
+class ThresholdConfig(RolloutConfig):
+    """All tokens that are sure enough."""
+
+    threshold: float = share(0.9, zero=False)  # the least confidence
+
+
+@dataclass
+class FactorConfig(RolloutConfig):
+    """The more tokens together, the surer each must be."""
+
+    factor: float = positive(1.0)  # larger commits more tokens together
+
+
+ROLLOUTS = Registry[RolloutConfig](
+    "rollout", {"static": StaticConfig, "threshold": ThresholdConfig, "factor": FactorConfig}
+)
 
 
 @dataclass
@@ -197,8 +223,7 @@ class OptimConfig:
     max_grad_norm: float = positive(1.0, finite=True)  # longer gradients are shortened to it
     schedule: Schedule = Schedule.constant  # of the learning rate, after the warm-up
     warmup_steps: int = not_negative(0)  # optimizer steps
-    # rows of one learner forward on one rank; lower it to save memory
-    rows_per_forward: int = positive(64)
+    rows_per_forward: int = positive(64)  # of one learner forward on one rank; lower saves memory
 
 
 @dataclass
@@ -209,8 +234,7 @@ class CheckpointConfig:
 
 @dataclass
 class SFTDataConfig:
-    # of the demonstrations, the share that shows the task's bad habit
-    habit_share: float = share(0.0)
+    habit_share: float = share(0.0)  # of the demonstrations that show the task's bad habit
     batch_size: int = positive(128)  # demonstrations of an optimizer step
     log_every: int = positive(100)  # optimizer steps between lines of the log
 
@@ -349,48 +373,26 @@ class LabConfig:
     toys: int = positive(8)  # random networks that are averaged
     draws: int = at_least(32, 2)  # of masks for each trajectory; an even number
     groups: int = at_least(2000, 2)  # of completions, for the table of objectives
-    # between the policy and the one that sampled, as a share of each weight
-    lag: float = not_negative(0.03)
+    lag: float = not_negative(0.03)  # of the policy to the sampler, as a share of each weight
     page: str | None = None  # a Markdown file whose part between the marks is made anew
     seed: int = any_number(0)  # of the networks and of the draws
     output_dir: str = ""  # as in BaseConfig
 
 
-GROUPS: dict[str, dict[str, type]] = {
-    "model": {"base": ModelConfig},
-    "task": {
-        "base": TaskConfig,
-        "countdown": CountdownConfig,
-        "sudoku": SudokuConfig,
-        "arithmetic": ArithmeticConfig,
-        "math": MathConfig,
-        "reasoning_gym": ReasoningGymConfig,
-        "own": OwnTaskConfig,
-        "code": CodeConfig,
-        "one_line_code": OneLineCodeConfig,
-    },
-    "masking": {
-        "sequential": SequentialConfig,
-        "random": RandomConfig,
-        "coupled": CoupledConfig,
-        "coupled_ratio": CoupledRatioConfig,
-        "all": AllConfig,
-        "trace": TraceConfig,
-        "replay": ReplayConfig,
-        "elbo": ElboConfig,
-        "quadrature": QuadratureConfig,
-        "block": BlockConfig,
-        "left_to_right": LeftToRightConfig,
-    },
-    "rollout": {"base": RolloutConfig},
-    "curriculum": {"base": CurriculumConfig, "informative": InformativeConfig},
-    "objective": {"base": ObjectiveConfig},
-    "optim": {"base": OptimConfig},
-    "cluster": {"base": ClusterConfig, "submitit": SubmititConfig, "slurm": SlurmConfig},
-    "tracking": {"base": TrackingConfig, "mlflow": MlflowConfig, "wandb": WandbConfig},
-}
-
-
+MODELS = Registry("model", {"base": ModelConfig})
+OPTIMS = Registry("optim", {"base": OptimConfig})
+REGISTRIES: tuple[Registry[Any], ...] = (
+    MODELS,
+    TASKS,
+    MASKINGS,
+    ROLLOUTS,
+    OBJECTIVES,
+    CURRICULA,
+    OPTIMS,
+    TRACKINGS,
+    CLUSTERS,
+)
+GROUPS: dict[str, dict[str, type]] = {known.group: known.schemas for known in REGISTRIES}
 COMMANDS: dict[str, type] = {
     "run": RunConfig,
     "plan": PlanConfig,

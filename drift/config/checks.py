@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from drift.common.errors import ConfigError
 from drift.config import (
+    ROLLOUTS,
     AttentionBackend,
     BaseConfig,
     CacheMode,
@@ -14,13 +15,13 @@ from drift.config import (
     EndSuppression,
     EvalRunConfig,
     LabConfig,
-    RemaskingRule,
     RewardConfig,
     RolloutConfig,
     RolloutWeights,
     RunConfig,
     ScoreConfig,
     SlurmConfig,
+    StaticConfig,
     SubmititConfig,
     SudokuConfig,
     TaskConfig,
@@ -92,25 +93,18 @@ def _only_with(rollout: RolloutConfig, key: str, applies: bool, where: str) -> I
 
 
 def _remasking(rollout: RolloutConfig) -> Iterator[str]:
-    rule, confidence = rollout.remasking, rollout.confidence
-    for key, owner in (
-        ("threshold", RemaskingRule.threshold),
-        ("factor", RemaskingRule.factor),
-    ):
-        if rule == owner and setting(rollout, key) is None:
-            yield f"rollout.{key}=None must be above 0 for rollout.remasking={owner}"
-        yield from _only_with(rollout, key, rule == owner, f"rollout.remasking={owner}")
-    if rule == RemaskingRule.static:
+    if isinstance(rollout, StaticConfig):
         return
+    confidence, rule = rollout.confidence, f"rollout={ROLLOUTS.name(rollout)}"
     if confidence not in (Confidence.probability, Confidence.margin):
         yield (
-            f"rollout.confidence={confidence} is no number from 0 to 1, which "
-            f"rollout.remasking={rule} compares; use probability or margin, or remasking=static"
+            f"rollout.confidence={confidence} is no number from 0 to 1, which {rule} compares; "
+            "use probability or margin, or rollout=static"
         )
     if rollout.position_temperature > 0:
         yield (
             f"rollout.position_temperature={rollout.position_temperature} draws an order, which "
-            f"rollout.remasking={rule} does not use; set it to 0 or remasking=static"
+            f"{rule} does not use; set it to 0 or rollout=static"
         )
 
 

@@ -3,52 +3,51 @@
 from collections.abc import Iterator
 
 from drift.config import (
+    MASKINGS,
+    OBJECTIVES,
     AdvantageEstimator,
     AllConfig,
     BlockConfig,
+    BoundaryConfig,
+    ClippedConfig,
     CoupledConfig,
     CoupledRatioConfig,
     ElboConfig,
     Importance,
-    InformativeConfig,
     KLEstimator,
     Level,
-    MaskingStrategy,
+    MaskingConfig,
     Normalization,
     ObjectiveConfig,
-    PolicyLoss,
-    PromptOrder,
+    QuadratureConfig,
+    RandomConfig,
+    ReplayConfig,
     RewardControl,
     RunConfig,
+    SandwichConfig,
+    SelfNormalizedConfig,
+    SequentialConfig,
     SFTConfig,
     Times,
+    TraceConfig,
     ValueConfig,
 )
 
 # whose views are the steps of the trace in order, each token scored in one of them
-STEPS = (MaskingStrategy.trace, MaskingStrategy.replay)
-RATIO_FREE = (PolicyLoss.reinforce, PolicyLoss.sandwich)
-UNCLIPPED = (*RATIO_FREE, PolicyLoss.boundary)
-LEVELS: dict[PolicyLoss, tuple[Level, ...]] = {
-    PolicyLoss.reinforce: (Level.view,),
-    PolicyLoss.ppo_clip: (Level.view, Level.token, Level.sequence),
-    PolicyLoss.sandwich: (Level.sequence,),
-    PolicyLoss.boundary: (Level.sequence,),
-    PolicyLoss.self_normalized: (Level.sequence,),
-}
+STEPS = (TraceConfig, ReplayConfig)
 # whose views show the sampler's own states
-STATES = (MaskingStrategy.sequential, MaskingStrategy.replay)
+STATES = (SequentialConfig, ReplayConfig)
 # whose views hide a token at several t, with 1/t weights
-TIMES = (MaskingStrategy.elbo, MaskingStrategy.quadrature, MaskingStrategy.block)
+TIMES = (ElboConfig, QuadratureConfig, BlockConfig)
 # whose views score some tokens more often than others
-UNEVEN = (MaskingStrategy.sequential, MaskingStrategy.random, MaskingStrategy.block)
+UNEVEN = (SequentialConfig, RandomConfig, BlockConfig)
 # each of whose views estimates the whole row's log-likelihood
-WHOLE = (MaskingStrategy.elbo, MaskingStrategy.random, MaskingStrategy.all)
+WHOLE = (ElboConfig, RandomConfig, AllConfig)
 
 
-def choices(strategies: tuple[MaskingStrategy, ...]) -> str:
+def choices(kinds: tuple[type[MaskingConfig], ...]) -> str:
     """`masking=elbo, quadrature or block`"""
-    *first, last = strategies
+    *first, last = map(MASKINGS.name_of, kinds)
     return f"masking={', '.join(first)} or {last}"
 
 
@@ -104,22 +103,27 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
             f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
             "completion with; use 2 or more"
         )
-    if objective.policy_loss in RATIO_FREE and objective.num_updates > 1:
+    if not objective.has_ratio and objective.num_updates > 1:
         yield (
             f"objective.num_updates={objective.num_updates} needs a ratio to the old policy, which "
-            f"objective.policy_loss={objective.policy_loss} has not; "
-            "set objective.policy_loss=ppo_clip or num_updates=1"
+            f"objective={OBJECTIVES.name(objective)} has not; "
+            "use objective=ppo_clip or objective.num_updates=1"
         )
+    cap = objective.importance_cap
     if objective.importance != Importance.none:
         yield from _importance(config)
+    elif cap != ObjectiveConfig().importance_cap:
+        yield (
+            f"objective.importance_cap={cap} does not apply; "
+            "remove it or set objective.importance=truncated"
+        )
     if config.rollout.temperature == 0:
         yield (
             "rollout.temperature=0 makes every completion of a group the same; "
             "use a value above 0, for example 1"
         )
     yield from _level(config)
-    yield from _clips(config)
-    yield from _bounds(config)
+    yield from _views(config)
     yield from _value(config)
 
 
@@ -127,14 +131,15 @@ def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
     """What changes nothing beside other settings, and is no mistake on one side of a sweep."""
     num_updates = config.num_steps
     if isinstance(config, RunConfig):
-        objective, default = config.objective, ObjectiveConfig()
+        objective, default = config.objective, ClippedConfig()
         num_updates *= objective.num_updates
-        clips = (objective.clip_low, objective.clip_high)
-        if objective.num_updates == 1 and clips != (default.clip_low, default.clip_high):
-            yield (
-                f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
-                "objective.num_updates=1: the only update begins where the ratio is 1"
-            )
+        if isinstance(objective, ClippedConfig) and objective.num_updates == 1:
+            clips = (objective.clip_low, objective.clip_high)
+            if clips != (default.clip_low, default.clip_high):
+                yield (
+                    f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
+                    "objective.num_updates=1: the only update begins where the ratio is 1"
+                )
         if objective.kl_coef == 0 and objective.kl_estimator != default.kl_estimator:
             yield (
                 f"objective.kl_estimator={objective.kl_estimator} changes nothing at "
@@ -150,11 +155,6 @@ def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
 def curriculum_problems(config: RunConfig) -> Iterator[str]:
     """What cannot work in the choice of prompts."""
     settings, control = config.curriculum, config.objective.reward_control
-    if (settings.order == PromptOrder.informative) != isinstance(settings, InformativeConfig):
-        yield (
-            f"curriculum.order={settings.order} is not set by itself; "
-            f"use curriculum={settings.order}"
-        )
     if control == RewardControl.shuffle and settings.max_rounds > 1:
         yield (
             f"curriculum.max_rounds={settings.max_rounds} keeps groups by their own rewards, which "
@@ -163,11 +163,11 @@ def curriculum_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _importance(config: RunConfig) -> Iterator[str]:
-    objective, strategy = config.objective, config.masking.strategy
-    if strategy not in STATES:
+    objective, masking = config.objective, config.masking
+    if not isinstance(masking, STATES):
         yield (
             f"objective.importance={objective.importance} compares sampler and learner in the "
-            f"sampler's own states, which masking={strategy} does not score; use "
+            f"sampler's own states, which masking={MASKINGS.name(masking)} does not score; use "
             "masking=sequential or replay, or importance=none"
         )
     if config.masking.prompt_mask_prob > 0:
@@ -183,18 +183,17 @@ def _importance(config: RunConfig) -> Iterator[str]:
 
 
 def _level(config: RunConfig) -> Iterator[str]:
-    objective = config.objective
-    allowed = LEVELS[objective.policy_loss]
-    if objective.level not in allowed:
+    objective, masking = config.objective, config.masking
+    if objective.level not in objective.levels:
         yield (
             f"objective.level={objective.level} does not go with "
-            f"objective.policy_loss={objective.policy_loss}; use level={' or '.join(allowed)}"
+            f"objective={OBJECTIVES.name(objective)}; use level={' or '.join(objective.levels)}"
         )
-    strategy = config.masking.strategy
-    if objective.level == Level.token and strategy in UNEVEN:
+    if objective.level == Level.token and isinstance(masking, UNEVEN):
         yield (
-            f"objective.level=token adds up a token's views, but masking={strategy} scores some "
-            "tokens more often than others; use level=view or sequence, or another masking"
+            f"objective.level=token adds up a token's views, but masking={MASKINGS.name(masking)} "
+            "scores some tokens more often than others; use level=view or sequence, or another "
+            "masking"
         )
     exploding = objective.kl_coef != 0 and objective.kl_estimator == KLEstimator.k3
     if objective.level == Level.sequence and exploding:
@@ -203,56 +202,32 @@ def _level(config: RunConfig) -> Iterator[str]:
             "objective.level=sequence; use k2"
         )
     if (
-        objective.policy_loss == PolicyLoss.self_normalized
+        isinstance(objective, SelfNormalizedConfig)
         and objective.normalization != Normalization.sample
     ):
         yield (
             f"objective.normalization={objective.normalization} does not apply to "
-            "objective.policy_loss=self_normalized, which normalizes each group itself; use sample"
+            "objective=self_normalized, which normalizes each group itself; use sample"
         )
 
 
-def _clips(config: RunConfig) -> Iterator[str]:
-    objective, default = config.objective, ObjectiveConfig()
-    unclipped = objective.policy_loss in UNCLIPPED
-    for key, idle, where in (
-        ("clip_low", unclipped, "policy_loss=ppo_clip"),
-        ("clip_high", unclipped, "policy_loss=ppo_clip"),
-        ("importance_cap", objective.importance == Importance.none, "importance=truncated"),
-    ):
-        value = vars(objective)[key]
-        if idle and value != vars(default)[key]:
-            yield f"objective.{key}={value} does not apply; remove it or set objective.{where}"
-
-
-def _bounds(config: RunConfig) -> Iterator[str]:
-    objective, strategy = config.objective, config.masking.strategy
-    sandwich = objective.policy_loss == PolicyLoss.sandwich
-    exponent, share = objective.bound_exponent, objective.bound_share
-    for key, value in (("bound_exponent", exponent), ("bound_share", share)):
-        if value is not None and not sandwich:
-            yield (
-                f"objective.{key}={value} applies to objective.policy_loss=sandwich only; "
-                "remove it or set policy_loss=sandwich"
-            )
-    if sandwich and exponent is None:
-        yield f"objective.bound_exponent={exponent} must be above 1 for policy_loss=sandwich"
-    if sandwich and share is None:
-        yield f"objective.bound_share={share} must be from 0 to 1 for policy_loss=sandwich"
-    if sandwich and strategy not in TIMES:
+def _views(config: RunConfig) -> Iterator[str]:
+    objective, masking = config.objective, config.masking
+    name = MASKINGS.name(masking)
+    if isinstance(objective, SandwichConfig) and not isinstance(masking, TIMES):
         yield (
-            f"objective.policy_loss=sandwich bounds the likelihood by views at several t, which "
-            f"masking={strategy} has not; use {choices(TIMES)}"
+            "objective=sandwich bounds the likelihood by views at several t, which "
+            f"masking={name} has not; use {choices(TIMES)}"
         )
-    if objective.policy_loss == PolicyLoss.boundary and strategy not in WHOLE:
+    if isinstance(objective, BoundaryConfig) and not isinstance(masking, WHOLE):
         yield (
-            "objective.policy_loss=boundary needs views that each estimate the whole "
-            f"likelihood, which those of masking={strategy} do not; use {choices(WHOLE)}"
+            "objective=boundary needs views that each estimate the whole likelihood, which those "
+            f"of masking={name} do not; use {choices(WHOLE)}"
         )
 
 
 def _value(config: RunConfig) -> Iterator[str]:
-    objective, strategy = config.objective, config.masking.strategy
+    objective, masking = config.objective, config.masking
     if objective.advantage != AdvantageEstimator.gae:
         default = ValueConfig()
         for key, value in vars(objective.value).items():
@@ -262,10 +237,10 @@ def _value(config: RunConfig) -> Iterator[str]:
                     "remove it or set advantage=gae"
                 )
         return
-    if strategy not in STEPS:
+    if not isinstance(masking, STEPS):
         yield (
             "objective.advantage=gae has a value for each step of the trace, which the views of "
-            f"masking={strategy} are not; use {choices(STEPS)}"
+            f"masking={MASKINGS.name(masking)} are not; use {choices(STEPS)}"
         )
     if objective.level != Level.view:
         yield (

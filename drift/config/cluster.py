@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from drift.config.bounds import between, not_negative, positive
+from drift.config.registry import Registry
 
 
 @dataclass
@@ -49,3 +50,8 @@ class SlurmConfig(SubmititConfig):
     signal_delay_s: int = not_negative(300)  # the signal comes so long before the end
     max_restarts: int = not_negative(20)  # after pre-emption or the time limit
     setup: str = ""  # shell commands before the job
+
+
+CLUSTERS = Registry[ClusterConfig](
+    "cluster", {"base": ClusterConfig, "submitit": SubmititConfig, "slurm": SlurmConfig}
+)

@@ -23,6 +23,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from drift.cli.command import FELL
 from drift.common.errors import DriftError
 from drift.config import GROUPS
 from drift.config.compose import CONF
@@ -109,6 +110,11 @@ def unknown_option(error: Any) -> str | None:
     if not error.full_key:
         return None
     group, _, name = str(error.full_key).rpartition(".")
+    if error.full_key in FELL:
+        written = (word.lstrip("+").partition("=") for word in sys.argv[1:])
+        value = next((value for key, _, value in written if key == error.full_key), "OPTION")
+        options = ", ".join(options_of(group))
+        return f"{error.full_key}: the option says it; write {group}={value}; options: {options}"
     schema = error.object_type
     if schema is dict:  # free settings, as task.options
         return f"{error.full_key}: no setting so far; a new one is written +{error.full_key}=VALUE"

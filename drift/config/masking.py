@@ -6,20 +6,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from drift.config.bounds import not_negative, positive, share
-
-
-class MaskingStrategy(StrEnum):
-    sequential = "sequential"
-    random = "random"
-    coupled = "coupled"
-    coupled_ratio = "coupled_ratio"
-    all = "all"
-    trace = "trace"
-    replay = "replay"
-    elbo = "elbo"
-    quadrature = "quadrature"
-    block = "block"
-    left_to_right = "left_to_right"
+from drift.config.registry import Registry
 
 
 class Times(StrEnum):
@@ -32,7 +19,6 @@ class Times(StrEnum):
 
 @dataclass
 class MaskingConfig:
-    strategy: MaskingStrategy = MISSING  # of the option
     # of each prompt token, in each view, to be hidden too
     prompt_mask_prob: float = share(0.0, one=False)
 
@@ -112,3 +98,21 @@ class BlockConfig(MaskingConfig):
 @dataclass
 class LeftToRightConfig(MaskingConfig):
     """JustGRPO's masking: a view for every token, which shows what stands before it."""
+
+
+MASKINGS = Registry[MaskingConfig](
+    "masking",
+    {
+        "sequential": SequentialConfig,
+        "random": RandomConfig,
+        "coupled": CoupledConfig,
+        "coupled_ratio": CoupledRatioConfig,
+        "all": AllConfig,
+        "trace": TraceConfig,
+        "replay": ReplayConfig,
+        "elbo": ElboConfig,
+        "quadrature": QuadratureConfig,
+        "block": BlockConfig,
+        "left_to_right": LeftToRightConfig,
+    },
+)

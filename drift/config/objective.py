@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from drift.config.bounds import above, not_negative, positive, share
+from drift.config.registry import Registry
 
 
 class AdvantageEstimator(StrEnum):
@@ -12,14 +14,6 @@ class AdvantageEstimator(StrEnum):
     leave_one_out = "leave_one_out"  # minus the mean of the others (RLOO)
     softmax = "softmax"  # softmax(A) - softmax(-A) over the group (wd1)
     gae = "gae"  # by a value model that is trained beside the policy (TraceRL)
-
-
-class PolicyLoss(StrEnum):
-    reinforce = "reinforce"  # -A log p
-    ppo_clip = "ppo_clip"  # the ratio to the old policy times A, clipped
-    sandwich = "sandwich"  # a lower bound for good answers, an upper one for bad (SPG)
-    boundary = "boundary"  # a bound of the ratio that is a sum over views (BGPO)
-    self_normalized = "self_normalized"  # clipped ratios over their group's sum (StableDRL)
 
 
 class Level(StrEnum):
@@ -67,16 +61,17 @@ class ValueConfig:
 
 @dataclass
 class ObjectiveConfig:
-    policy_loss: PolicyLoss = PolicyLoss.reinforce  # what is done with advantages and log-probs
-    level: Level = Level.view  # whose log-prob it is a function of
+    """What every policy loss has.
+
+    `levels` has those that the loss is defined at, `has_ratio` says whether it has a ratio to the
+    old policy, without which a rollout is good for one update.
+    """
+
+    levels: ClassVar[tuple[Level, ...]] = (Level.view,)
+    has_ratio: ClassVar[bool] = True
+
+    level: Level = Level.view  # whose log-prob the policy loss is a function of
     num_updates: int = positive(1)  # optimizer steps on one rollout
-    # the ratio is clipped below 1 - clip_low
-    clip_low: float = share(0.2, one=False, why="the ratio is positive")
-    clip_high: float = not_negative(0.2, finite=True)  # and above 1 + clip_high
-    # of policy_loss=sandwich: beta > 1 of the upper bound
-    bound_exponent: float | None = above(None, 1)
-    # of policy_loss=sandwich: 1 = the upper bound, 0 = the lower
-    bound_share: float | None = share(None)
     advantage: AdvantageEstimator = AdvantageEstimator.group_normalized  # from rewards
     value: ValueConfig = field(default_factory=ValueConfig)
     normalization: Normalization = Normalization.sample  # what a token counts in the loss
@@ -87,3 +82,68 @@ class ObjectiveConfig:
     importance: Importance = Importance.none  # p_policy / p_sampler as a weight of each token
     importance_cap: float = positive(2.0)  # the most that a token counts
     reward_control: RewardControl = RewardControl.none  # for a run that must not learn
+
+
+@dataclass
+class ClippedConfig(ObjectiveConfig):
+    """A ratio to the old policy that is clipped."""
+
+    # the ratio is clipped below 1 - clip_low
+    clip_low: float = share(0.2, one=False, why="the ratio is positive")
+    clip_high: float = not_negative(0.2, finite=True)  # and above 1 + clip_high
+
+
+@dataclass
+class ReinforceConfig(ObjectiveConfig):
+    """-A log p."""
+
+    has_ratio: ClassVar[bool] = False
+
+
+@dataclass
+class PpoClipConfig(ClippedConfig):
+    """The ratio to the old policy times A, clipped."""
+
+    levels: ClassVar[tuple[Level, ...]] = (Level.view, Level.token, Level.sequence)
+
+
+@dataclass
+class SandwichConfig(ObjectiveConfig):
+    """A lower bound for good answers, an upper one for bad (SPG, arXiv 2510.09541)."""
+
+    levels: ClassVar[tuple[Level, ...]] = (Level.sequence,)
+    has_ratio: ClassVar[bool] = False
+
+    level: Level = Level.sequence  # no other
+    bound_exponent: float = above(1.5, 1)  # beta of the upper bound
+    bound_share: float = share(0.5)  # of the upper bound for bad answers; 0 = the lower alone
+
+
+@dataclass
+class BoundaryConfig(ObjectiveConfig):
+    """A bound of the ratio that is a sum over views (BGPO, arXiv 2510.11683)."""
+
+    levels: ClassVar[tuple[Level, ...]] = (Level.sequence,)
+
+    level: Level = Level.sequence  # no other
+
+
+@dataclass
+class SelfNormalizedConfig(ClippedConfig):
+    """Clipped ratios over their group's sum (StableDRL, arXiv 2603.06743)."""
+
+    levels: ClassVar[tuple[Level, ...]] = (Level.sequence,)
+
+    level: Level = Level.sequence  # no other
+
+
+OBJECTIVES = Registry[ObjectiveConfig](
+    "objective",
+    {
+        "reinforce": ReinforceConfig,
+        "ppo_clip": PpoClipConfig,
+        "sandwich": SandwichConfig,
+        "boundary": BoundaryConfig,
+        "self_normalized": SelfNormalizedConfig,
+    },
+)

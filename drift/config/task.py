@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from drift.config.bounds import any_number, at_least, between, not_negative, positive
+from drift.config.registry import Registry
 
 
 class LongPrompts(StrEnum):
@@ -58,7 +59,7 @@ class RewardConfig:
 
 @dataclass
 class TaskConfig:
-    name: str = MISSING  # of the task
+    name: str = MISSING  # of the option, for the names of folders and runs
     # the canvas that an answer needs; rollout.gen_length takes it
     gen_length: int = positive(MISSING)
     block_length: int = positive(32)  # rollout.block_length takes it
@@ -147,3 +148,19 @@ class CodeConfig(SandboxConfig, TaskConfig):
 @dataclass
 class OneLineCodeConfig(SandboxConfig, GeneratedTaskConfig):
     pass
+
+
+TASKS = Registry[TaskConfig](
+    "task",
+    {
+        "base": TaskConfig,
+        "countdown": CountdownConfig,
+        "sudoku": SudokuConfig,
+        "arithmetic": ArithmeticConfig,
+        "math": MathConfig,
+        "reasoning_gym": ReasoningGymConfig,
+        "own": OwnTaskConfig,
+        "code": CodeConfig,
+        "one_line_code": OneLineCodeConfig,
+    },
+)

@@ -5,11 +5,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
-
-class TrackingBackend(StrEnum):
-    mlflow = "mlflow"
-    wandb = "wandb"
-    off = "off"
+from drift.config.registry import Registry
 
 
 class WandbMode(StrEnum):
@@ -19,7 +15,7 @@ class WandbMode(StrEnum):
 
 @dataclass
 class TrackingConfig:
-    backend: TrackingBackend = MISSING  # of the option
+    """Where a run's numbers go besides its folder."""
 
 
 @dataclass
@@ -34,6 +30,16 @@ class WandbConfig(TrackingConfig):
     project: str = "drift"  # of Weights & Biases
     entity: str | None = None  # a team; null = your own
     mode: WandbMode = WandbMode.offline  # where the numbers go at once
+
+
+@dataclass
+class OffConfig(TrackingConfig):
+    """Nowhere else."""
+
+
+TRACKINGS = Registry[TrackingConfig](
+    "tracking", {"mlflow": MlflowConfig, "wandb": WandbConfig, "off": OffConfig}
+)
 
 
 @dataclass

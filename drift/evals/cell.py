@@ -23,7 +23,7 @@ from drift.common import rng
 from drift.common.errors import CheckpointError, DataError
 from drift.common.files import digest, flush, read_json, sole_user, survives_a_full_disk, write_json
 from drift.common.types import Example, Rollout
-from drift.config import EvalRunConfig
+from drift.config import ROLLOUTS, EvalRunConfig
 from drift.policy.base import Policy
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.runs.manifest import data_digest, installed
@@ -49,7 +49,8 @@ def protocol(config: EvalRunConfig, task: Task, examples: list[Example]) -> dict
         task: grades.
         examples: the split's problems that are evaluated.
     """
-    settings, rollout = asdict(config.task), asdict(config.rollout)
+    settings = asdict(config.task)
+    rollout = {"remasking": ROLLOUTS.name(config.rollout), **asdict(config.rollout)}
     kind = type(task)
     content: dict[str, Any] = {
         "task": config.task.name,

@@ -12,6 +12,7 @@ from drift.common import terminal
 from drift.common.errors import CheckpointError
 from drift.common.files import read_json
 from drift.config import EvalRunConfig
+from drift.runs.differences import as_now, flat
 
 if TYPE_CHECKING:
     from drift.cluster.engine import Engine
@@ -146,7 +147,7 @@ def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
         "grader": content["grader"],
         "end_rule": content["end_rule"],
         "protocol": cell.folder.parent.name,
-        **{f"rollout.{key}": value for key, value in content["decoding"].items()},
+        **as_now(dict(flat(content["decoding"], "rollout."))),
     }
     tracker = Tracker(config.tracking, cell.folder)
     tags = {"kind": "eval", "results": str(results), "seed": str(config.seed)}

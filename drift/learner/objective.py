@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from drift.common.types import LossOutput
-from drift.config import KLEstimator, Normalization, ObjectiveConfig, PolicyLoss
+from drift.config import (
+    OBJECTIVES,
+    ClippedConfig,
+    KLEstimator,
+    Level,
+    Normalization,
+    ObjectiveConfig,
+    PpoClipConfig,
+    ReinforceConfig,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,7 @@ def weigh(
     )
 
 
+@OBJECTIVES.implements(ReinforceConfig, Level.view)
 def reinforce(
     logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, config: ObjectiveConfig
 ) -> tuple[Tensor, Tensor]:
@@ -103,8 +113,9 @@ def reinforce(
     return -advantage_N * logp_N, torch.zeros_like(logp_N, dtype=torch.bool)
 
 
+@OBJECTIVES.implements(PpoClipConfig, Level.view)
 def ppo_clip(
-    logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, config: ObjectiveConfig
+    logp_N: Tensor, old_logp_N: Tensor, advantage_N: Tensor, config: ClippedConfig
 ) -> tuple[Tensor, Tensor]:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = p / p_old (PPO, arXiv 1707.06347).
 
@@ -114,11 +125,6 @@ def ppo_clip(
     clipped_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
     plain_N, bounded_N = ratio_N * advantage_N, clipped_N * advantage_N
     return -torch.minimum(plain_N, bounded_N), bounded_N < plain_N
-
-
-TOKEN_LOSSES: dict[
-    PolicyLoss, Callable[[Tensor, Tensor, Tensor, ObjectiveConfig], tuple[Tensor, Tensor]]
-] = {PolicyLoss.reinforce: reinforce, PolicyLoss.ppo_clip: ppo_clip}
 
 
 def k1(logp_N: Tensor, reference_N: Tensor) -> Tensor:
@@ -177,7 +183,7 @@ def policy_objective(tokens: ScoredTokens, config: ObjectiveConfig) -> LossOutpu
         ValueError: kl_coef is not 0 and there are no reference log-probs.
     """
     weight_N = tokens.weight_N
-    policy_N, clipped_N = TOKEN_LOSSES[config.policy_loss](
+    policy_N, clipped_N = OBJECTIVES.function(config, Level.view)(
         tokens.logp_N, tokens.old_logp_N, tokens.advantage_N, config
     )
     loss_N = policy_N - config.entropy_coef * tokens.entropy_N

@@ -9,15 +9,22 @@ on a rollout needs no pass of its own: the old policy's log-probs are the curren
 group are on one rank, so nothing has to be communicated.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from drift.common.types import LossOutput
-from drift.config import Level, ObjectiveConfig, PolicyLoss
-from drift.learner.objective import KL_ESTIMATORS, TOKEN_LOSSES, Weights
+from drift.config import (
+    OBJECTIVES,
+    BoundaryConfig,
+    Level,
+    ObjectiveConfig,
+    PpoClipConfig,
+    SandwichConfig,
+    SelfNormalizedConfig,
+)
+from drift.learner.objective import KL_ESTIMATORS, Weights, ppo_clip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +55,8 @@ class ScoredRows:
         return (self.weights.share_KBC * logp_KBC).sum((0, 2))
 
 
-def ratio_of_rows(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+@OBJECTIVES.implements(PpoClipConfig, Level.sequence)
+def ratio_of_rows(rows: ScoredRows, config: PpoClipConfig) -> tuple[Tensor, Tensor]:
     """PPO's clip of r = exp((L - L_old) / n), L the row's log-likelihood and n its length.
 
     GSPO (arXiv 2507.18071); with the ELBO for L it is ESPO (arXiv 2512.03759).
@@ -61,17 +69,18 @@ def ratio_of_rows(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Te
         loss [B]; [B] bool: rows whose gradient the clip stops.
     """
     current_B, old_B = rows.means(rows.logp_KBC), rows.means(rows.old_logp_KBC)
-    return TOKEN_LOSSES[PolicyLoss.ppo_clip](current_B, old_B, rows.advantage_B, config)
+    return ppo_clip(current_B, old_B, rows.advantage_B, config)
 
 
-def ratio_of_tokens(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+@OBJECTIVES.implements(PpoClipConfig, Level.token)
+def ratio_of_tokens(rows: ScoredRows, config: PpoClipConfig) -> tuple[Tensor, Tensor]:
     """PPO's clip for each token, whose log-prob is the weighted sum over its views.
 
     coupled-GRPO (arXiv 2506.20639). Arguments and return as `ratio_of_rows`, a row's loss being the
     mean over its tokens and its clipped share a float.
     """
     current_BC, old_BC = rows.tokens(rows.logp_KBC), rows.tokens(rows.old_logp_KBC)
-    loss_BC, clipped_BC = TOKEN_LOSSES[PolicyLoss.ppo_clip](
+    loss_BC, clipped_BC = ppo_clip(
         current_BC, old_BC, rows.advantage_B[:, None].expand_as(current_BC), config
     )
     return mean_of_tokens(rows, loss_BC), mean_of_tokens(rows, clipped_BC.float())
@@ -98,14 +107,14 @@ def upper_bound(rows: ScoredRows, exponent: float) -> Tensor:
     return (bound_BC * hidden_BC).sum(1) / hidden_BC.sum(1).clamp(min=1)
 
 
-def sandwich(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+@OBJECTIVES.implements(SandwichConfig, Level.sequence)
+def sandwich(rows: ScoredRows, config: SandwichConfig) -> tuple[Tensor, Tensor]:
     """-A times the lower bound of the log-likelihood where A >= 0, else a mixture with the upper.
 
     Raising a lower bound raises the likelihood; lowering it need not lower the likelihood, lowering
     an upper bound does. The mixture is share * upper + (1 - share) * lower (SPG, arXiv 2510.09541).
     No ratio, no clip. Arguments and return as `ratio_of_rows`.
     """
-    assert config.bound_exponent is not None and config.bound_share is not None
     lower_B = rows.means(rows.logp_KBC)
     upper_B = upper_bound(rows, config.bound_exponent)
     mixed_B = config.bound_share * upper_B + (1 - config.bound_share) * lower_B
@@ -113,7 +122,8 @@ def sandwich(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]
     return -rows.advantage_B * value_B, torch.zeros_like(value_B)
 
 
-def boundary(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+@OBJECTIVES.implements(BoundaryConfig, Level.sequence)
+def boundary(rows: ScoredRows, config: BoundaryConfig) -> tuple[Tensor, Tensor]:
     """A bound of -A exp(l - l_old) from above that is a sum over views (BGPO, arXiv 2510.11683).
 
     l is the mean over views of l_k, each view's own estimate of the row's log-likelihood over its
@@ -129,7 +139,8 @@ def boundary(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]
     return -rows.advantage_B * value_B, torch.zeros_like(value_B)
 
 
-def self_normalized(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+@OBJECTIVES.implements(SelfNormalizedConfig, Level.sequence)
+def self_normalized(rows: ScoredRows, config: SelfNormalizedConfig) -> tuple[Tensor, Tensor]:
     """-sum_i c_i A_i l_i / sum_j c_j over each group (StableDRL, arXiv 2603.06743).
 
     c is the sequence ratio clipped on both sides whatever A's sign, without gradient; l the row's
@@ -142,18 +153,6 @@ def self_normalized(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, 
     groups_PG = clipped_B.view(-1, rows.group_size)
     share_B = (groups_PG / groups_PG.mean(1, keepdim=True)).flatten()
     return -share_B * rows.advantage_B * current_B, clipped_B != ratio_B
-
-
-ROW_LOSSES: dict[
-    tuple[Level, PolicyLoss],
-    Callable[[ScoredRows, ObjectiveConfig], tuple[Tensor, Tensor]],
-] = {
-    (Level.token, PolicyLoss.ppo_clip): ratio_of_tokens,
-    (Level.sequence, PolicyLoss.ppo_clip): ratio_of_rows,
-    (Level.sequence, PolicyLoss.sandwich): sandwich,
-    (Level.sequence, PolicyLoss.boundary): boundary,
-    (Level.sequence, PolicyLoss.self_normalized): self_normalized,
-}
 
 
 def divergence(rows: ScoredRows, reference_KBC: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -180,7 +179,7 @@ def row_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
         ValueError: kl_coef is not 0 and there are no reference log-probs.
     """
     weight_B, mean_B = rows.weights.row_B, rows.weights.mean_B
-    policy_B, clipped_B = ROW_LOSSES[config.level, config.policy_loss](rows, config)
+    policy_B, clipped_B = OBJECTIVES.function(config, config.level)(rows, config)
     loss_B = policy_B
     sums = {
         "loss/policy": (weight_B * policy_B).sum(),

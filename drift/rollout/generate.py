@@ -10,10 +10,10 @@ from drift.common import rng
 from drift.common.errors import ConfigError, RolloutError
 from drift.common.types import Example, PromptBatch, Rollout, Trace
 from drift.config import (
+    ROLLOUTS,
     BaseConfig,
     ClusterConfig,
     ModelConfig,
-    RemaskingRule,
     RolloutConfig,
     TaskConfig,
 )
@@ -23,8 +23,8 @@ from drift.policy.base import Policy
 from drift.rollout.collect import completions
 from drift.rollout.prompts import encode_text, render
 
-DEFAULTS = {"remasking": "threshold", "gen_length": 128, "temperature": 0.0, "group_size": 1}
-BLOCK_LENGTH, THRESHOLD = 32, 0.9
+DEFAULTS = {"gen_length": 128, "temperature": 0.0, "group_size": 1}
+BLOCK_LENGTH = 32
 SURROGATE = re.compile("[\ud800-\udfff]")  # what Python reads for a byte that is not UTF-8
 
 
@@ -35,7 +35,8 @@ def generate(
     chat: bool = True,
     seed: int = 0,
     watch: Callable[[Trace], None] | None = None,
-    **rollout: object,
+    rollout: str = "threshold",
+    **settings: object,
 ) -> Rollout:
     """Complete prompts: `drift.generate(policy, "3 9 5=7", gen_length=16).texts[0]`.
 
@@ -47,9 +48,11 @@ def generate(
             the model sees the prompt as it is.
         seed: of the random numbers, where temperature > 0.
         watch: called after each denoising step with the trace so far.
-        rollout: fields of `drift.config.RolloutConfig`; unset: 128 tokens in blocks of 32 (one
-            block if that is longer than the canvas), greedy, every token of confidence 0.9 or more
-            in each step, one completion of each prompt (`group_size`).
+        rollout: the rule of remasking: threshold (every token of confidence 0.9 or more in each
+            step), static or factor.
+        settings: of the rollout, for example `threshold`; unset: 128 tokens in blocks of 32 (one
+            block if that is longer than the canvas), greedy, one completion of each prompt
+            (`group_size`).
 
     Returns:
         The rows of a prompt adjacent; `texts` are the completions, `scores` is empty.
@@ -59,19 +62,19 @@ def generate(
         RolloutError: a prompt is empty or too long for the model's positions.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    config = rollout_config(rollout)
+    config = rollout_config(rollout, settings)
     return complete(policy, texts, config, chat=chat, seed=seed, watch=watch)
 
 
-def rollout_config(settings: dict[str, object]) -> RolloutConfig:
+def rollout_config(rollout: str, settings: dict[str, object]) -> RolloutConfig:
     """Checked settings, the rest filled in; refused with the words of the command line."""
+    if rollout not in ROLLOUTS.schemas:
+        raise ConfigError(f"rollout={rollout}: choose one of {', '.join(ROLLOUTS.schemas)}")
     values = DEFAULTS | settings
     try:
-        config = OmegaConf.merge(OmegaConf.structured(RolloutConfig), values)
+        config = OmegaConf.merge(OmegaConf.structured(ROLLOUTS.schemas[rollout]), values)
         length = config.gen_length
         unset = {"steps": length, "block_length": min(BLOCK_LENGTH, length)}
-        if config.remasking == RemaskingRule.threshold:
-            unset["threshold"] = THRESHOLD
         config = OmegaConf.to_object(OmegaConf.merge(config, unset | settings))
     except OmegaConfBaseException as error:
         raise ConfigError(f"rollout.{explain(error)}") from None

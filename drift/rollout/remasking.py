@@ -1,20 +1,18 @@
 """Which of the masked positions of a block to commit at this denoising step. Pure functions.
 
-Every rule has the same form:
+Every rule has the same form and is entered in `ROLLOUTS` under the class of its settings:
     confidence_BK: [B, K] float32, how sure the network is of the token drawn at each position.
     masked_BK: [B, K] bool, positions still masked; K is the block length.
     steps_left_B: [B] int64 >= 1, denoising steps left for the block, this one counted.
-    config: the rule's setting, `threshold` or `factor`.
+    config: the rule's own.
     returns [B, K] bool, a subset of masked; not empty where masked is not; all of it at the last
     step, so that a block never needs more steps than it has.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from drift.config import RemaskingRule, RolloutConfig
+from drift.config import ROLLOUTS, FactorConfig, StaticConfig, ThresholdConfig
 
 
 def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:
@@ -25,8 +23,9 @@ def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:
     return order.argsort(dim=1)
 
 
+@ROLLOUTS.implements(StaticConfig)
 def static(
-    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: StaticConfig
 ) -> Tensor:
     """ceil(masked / steps left) positions each step: an equal share (LLaDA, arXiv 2502.09992)."""
     del config
@@ -34,25 +33,25 @@ def static(
     return (ranks(confidence_BK, masked_BK) < count_B[:, None]) & masked_BK
 
 
+@ROLLOUTS.implements(ThresholdConfig)
 def threshold(
-    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: ThresholdConfig
 ) -> Tensor:
     """Every position at or above the threshold, and at least one (Fast-dLLM, arXiv 2505.22618)."""
-    assert config.threshold is not None
     sure_BK = confidence_BK >= config.threshold
     first_BK = ranks(confidence_BK, masked_BK) == 0
     return (sure_BK | first_BK | (steps_left_B == 1)[:, None]) & masked_BK
 
 
+@ROLLOUTS.implements(FactorConfig)
 def factor(
-    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: RolloutConfig
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: FactorConfig
 ) -> Tensor:
     """The n most confident for the largest n with (n + 1)(1 - confidence of the n-th) < factor.
 
     At least one. The more tokens are committed together, the surer each must be (Fast-dLLM's
     factor rule, arXiv 2505.22618).
     """
-    assert config.factor is not None
     rank_BK = ranks(confidence_BK, masked_BK)
     holds_BK = (rank_BK + 2) * (1 - confidence_BK) < config.factor
     largest_B1 = torch.where(holds_BK & masked_BK, rank_BK, 0).amax(1, keepdim=True)
@@ -67,10 +66,3 @@ def shuffle(confidence_BK: Tensor, noise_BK: Tensor, temperature: float) -> Tens
     """
     gumbel_BK = -torch.log(-torch.log(noise_BK))
     return (confidence_BK.double() / temperature + gumbel_BK).float()
-
-
-RULES: dict[RemaskingRule, Callable[[Tensor, Tensor, Tensor, RolloutConfig], Tensor]] = {
-    RemaskingRule.static: static,
-    RemaskingRule.threshold: threshold,
-    RemaskingRule.factor: factor,
-}

@@ -1,13 +1,37 @@
 """What runs differ in: settings that tell them apart, and those that decide their test problems.
 
-Settings are a run's params, flat: {"masking.strategy": "all", "optim.lr": "0.0002", ...}.
+Settings are a run's params, flat: {"masking": "all", "optim.lr": "0.0002", ...}. An option is named
+by its group, its settings follow: "masking", "masking.num_views".
 """
 
-Settings = dict[str, str]
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
-CHOICES = ("model.name", "task.name", "masking.strategy", "rollout.remasking")
+Settings = dict[str, str]
+Value = TypeVar("Value")
+
+CHOICES = ("model", "task", "masking", "rollout")
+CHOSEN = "choices."  # before the options in config.yaml
+RENAMED = {  # keys of config.yaml, and of params of earlier versions -> as they are now
+    "model.name": "model",
+    "task.name": "task",
+    "cluster.name": "cluster",
+    "masking.strategy": "masking",
+    "rollout.remasking": "rollout",
+    "curriculum.order": "curriculum",
+    "tracking.backend": "tracking",
+    "objective.policy_loss": "objective",
+}
+ONLY_WITH = {  # settings that every option of their group had, and those that have them now
+    "rollout.threshold": ("threshold",),
+    "rollout.factor": ("factor",),
+    "objective.clip_low": ("ppo_clip", "self_normalized"),
+    "objective.clip_high": ("ppo_clip", "self_normalized"),
+    "objective.bound_exponent": ("sandwich",),
+    "objective.bound_share": ("sandwich",),
+}
 BOOKKEEPING = ("checkpoint.", "cluster", "eval.every", "traces.")  # nothing is learned by them
-PRIVATE = ("output_dir", "seed", "tracking.")  # no settings to compare runs by
+PRIVATE = ("output_dir", "seed", "tracking")  # no settings to compare runs by
 NOT_TEST = tuple(  # of a task: without influence on which test problems it has
     f"task.{name}" for name in (
         "prompt", "system", "gen_length", "block_length", "long_prompts", "reward.", "train_size",
@@ -15,6 +39,31 @@ NOT_TEST = tuple(  # of a task: without influence on which test problems it has
         "memory_mb", "partial", "allow_unsafe",
     )
 )  # fmt: skip
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as `group.field` pairs."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config.yaml as params, whichever version of drift wrote it."""
+    return as_now(dict(flat(settings)))
+
+
+def as_now(params: Mapping[str, Value]) -> dict[str, Value]:
+    """Flat settings under their present names, without what their options no longer have."""
+    known = {RENAMED.get(key, key.removeprefix(CHOSEN)): value for key, value in params.items()}
+
+    def applies(key: str) -> bool:
+        option = known.get(key.partition(".")[0])
+        return key not in ONLY_WITH or option is None or option in ONLY_WITH[key]
+
+    return {key: value for key, value in known.items() if applies(key)}
 
 
 def comparable(params: Settings) -> Settings:
@@ -27,7 +76,8 @@ def tested_on(params: Settings) -> frozenset[tuple[str, str]]:
     return frozenset(
         (key, value)
         for key, value in params.items()
-        if key == "eval.max_examples" or (key.startswith("task.") and not key.startswith(NOT_TEST))
+        if key in ("eval.max_examples", "task")
+        or (key.startswith("task.") and not key.startswith(NOT_TEST))
     )
 
 
@@ -71,7 +121,7 @@ def unnamed(settings: list[Settings], columns: list[str]) -> list[str]:
 def telling(settings: list[Settings]) -> list[str]:
     """The settings that tell runs apart, as few as do it.
 
-    `masking.num_views` is left out where it differs only with `masking.strategy`.
+    `masking.num_views` is left out where it differs only with `masking`.
     """
     chosen: list[str] = []
     apart = 1

@@ -16,7 +16,7 @@ from drift import __version__
 from drift.cluster.engine import gpu_names
 from drift.common.files import write_json
 from drift.common.types import Example
-from drift.config import RunConfig, SFTConfig
+from drift.config import REGISTRIES, RunConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -92,9 +92,27 @@ def build_manifest(seed: int, data: dict[str, Any], prompt: str) -> dict[str, An
     }
 
 
+def choices_of(config: Any) -> dict[str, str]:
+    """The option of each group: {"model": "tiny", "masking": "sequential", ...}.
+
+    By the class of its settings; for model, task and cluster by their `name`.
+    """
+    chosen: dict[str, str] = {}
+    for known in REGISTRIES:
+        if known.group in vars(config):
+            part: Any = getattr(config, known.group)
+            chosen[known.group] = part.name if "name" in vars(part) else known.name(part)
+    return {group: name for group, name in chosen.items() if name != "base"}  # no name of an option
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """A run's config.yaml: its settings, nested, and `choices`, the options that were chosen."""
+    settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return {"choices": choices_of(config), **settings}
+
+
 def write_origin(config: RunConfig | SFTConfig, data: dict[str, Any], prompt: str) -> None:
     """config.yaml and manifest.json (`build_manifest`) in the run's folder."""
     folder = Path(config.output_dir)
-    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings_of(config))))
     write_json(folder / "manifest.json", build_manifest(config.seed, data, prompt))

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from urllib.parse import quote
 
 from drift.common.errors import ConfigError
 from drift.common.files import locked, write_text
-from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig, WandbMode
+from drift.config import TRACKINGS, MlflowConfig, TrackingConfig, WandbConfig, WandbMode
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
 SQLITE, HTTP = "sqlite:///", ("http://", "https://")
@@ -165,6 +164,7 @@ class MlflowStore:
         self.client.set_terminated(self.run_id, status)
 
 
+@TRACKINGS.implements(WandbConfig)
 class WandbStore:
     """A Weights & Biases run.
 
@@ -216,18 +216,13 @@ class WandbStore:
 
 def open_store(config: TrackingConfig, id_file: Path, card: Card) -> Store:
     """Open a run in the store of a config, the one whose id a file of the run's folder holds."""
-    return STORES[config.backend](config, id_file, card)
+    return TRACKINGS.function(config)(config, id_file, card)
 
 
-def open_mlflow(config: Any, id_file: Path, card: Card) -> Store:
+@TRACKINGS.implements(MlflowConfig)
+def open_mlflow(config: MlflowConfig, id_file: Path, card: Card) -> Store:
     quiet_mlflow()
     return MlflowStore(config, id_file, card)
-
-
-STORES: dict[TrackingBackend, Callable[[Any, Path, Card], Store]] = {
-    TrackingBackend.mlflow: open_mlflow,
-    TrackingBackend.wandb: WandbStore,
-}
 
 
 def import_wandb() -> ModuleType:

@@ -18,7 +18,7 @@ from typing import Any
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import digest, in_use, read_json, write_json, write_text
-from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.config import TRACKINGS, MlflowConfig, OffConfig, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time
@@ -29,11 +29,6 @@ CARD = "tracking.json"  # in a run's folder: its card and its store
 JOB = "job.json"  # in the folder of a sweep's job
 CELL, SUMMARY = "cell.json", "summary.json"  # how an evaluation, and how a training run ended
 SYNCED = ("config.yaml", "manifest.json", "metrics.jsonl", SUMMARY, CELL)
-CONFIGS: dict[str, type[TrackingConfig]] = {
-    TrackingBackend.mlflow: MlflowConfig,
-    TrackingBackend.wandb: WandbConfig,
-    TrackingBackend.off: TrackingConfig,
-}
 log = logging.getLogger("drift")
 
 
@@ -88,7 +83,7 @@ class Tracker:
         self._failed = False
         self._pause_s = UPLOAD_EVERY_S
         self._last_try = time.monotonic()
-        if config.backend == TrackingBackend.wandb:
+        if isinstance(config, WandbConfig):
             import_wandb()
 
     @property
@@ -108,13 +103,14 @@ class Tracker:
         """
         self.metrics.keep_through(done_step)
         card = in_sweep(Card(name=name, params=params, tags=tags), self.folder)
-        content = {"card": asdict(card), "tracking": asdict(self.config)}
+        store = {"backend": TRACKINGS.name(self.config), **asdict(self.config)}
+        content = {"card": asdict(card), "tracking": store}
         write_json(self.folder / CARD, content)
         self.open(card)
 
     def open(self, card: Card) -> None:
         """Bring the store up to date with metrics.jsonl."""
-        if self.config.backend != TrackingBackend.off:
+        if not isinstance(self.config, OffConfig):
             self._card = card
             self._lines = self.metrics.lines()
             self.upload()
@@ -240,7 +236,7 @@ def sync(folder: Path, config: TrackingConfig | None) -> tuple[str, int]:
     """
     card, own = read_card(folder)
     config = config or own
-    if config.backend == TrackingBackend.off:
+    if isinstance(config, OffConfig):
         raise ConfigError(f"{folder} was run with tracking=off; add tracking=mlflow or wandb")
     tracker = Tracker(config, folder)
     steps = len(tracker.metrics.lines())
@@ -265,9 +261,8 @@ def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
     path = folder / CARD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        settings = content["tracking"]
-        config = CONFIGS[settings["backend"]](**settings)
-        config.backend = TrackingBackend(config.backend)
+        settings: dict[str, Any] = content["tracking"]
+        config = TRACKINGS.schemas[settings.pop("backend")](**settings)
         return Card(**content["card"]), config
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not written by this version of drift: {error}") from None
@@ -275,7 +270,7 @@ def read_card(folder: Path) -> tuple[Card, TrackingConfig]:
 
 def id_file(folder: Path, config: TrackingConfig) -> Path:
     """Where a run's id in a store is kept: each store has a file, the run's own the plain name."""
-    name, place = f"{config.backend}_run_id", place_of(config)
+    name, place = f"{TRACKINGS.name(config)}_run_id", place_of(config)
     if place != place_of(read_card(folder)[1]):
         name += "-" + digest(place)
     return folder / name

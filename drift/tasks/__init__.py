@@ -1,7 +1,21 @@
-"""Verifiable tasks. A task is a file and a line here; its key is the name in conf/task."""
+"""Verifiable tasks. A task is a file and a line here; the class of its settings chooses it."""
+
+from collections.abc import Callable
 
 from drift.common.errors import ConfigError
-from drift.config import OwnTaskConfig, Split, TaskConfig
+from drift.config import (
+    TASKS,
+    ArithmeticConfig,
+    CodeConfig,
+    CountdownConfig,
+    MathConfig,
+    OneLineCodeConfig,
+    OwnTaskConfig,
+    ReasoningGymConfig,
+    Split,
+    SudokuConfig,
+    TaskConfig,
+)
 from drift.config.data import OnError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
@@ -13,25 +27,23 @@ from drift.tasks.own import class_of_file, installed_class, installed_tasks
 from drift.tasks.reasoning_gym import ReasoningGym
 from drift.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {
-    "countdown": Countdown,
-    "sudoku": Sudoku,
-    "arithmetic": Arithmetic,
-    "math": Math,
-    "gsm8k": Math,
-    "math500": Math,
-    "reasoning_gym": ReasoningGym,
-    "code": Code,
-    "mbpp": Code,
-    "humaneval": Code,
-    "one_line_code": OneLineCode,
+CLASSES: dict[type[TaskConfig], type[Task]] = {
+    CountdownConfig: Countdown,
+    SudokuConfig: Sudoku,
+    ArithmeticConfig: Arithmetic,
+    MathConfig: Math,
+    ReasoningGymConfig: ReasoningGym,
+    CodeConfig: Code,
+    OneLineCodeConfig: OneLineCode,
 }
+for schema, task in CLASSES.items():
+    TASKS.implements(schema)(task)
 
-__all__ = ["TASKS", "Split", "Task", "build_task"]
+__all__ = ["Split", "Task", "build_task"]
 
 
 def build_task(config: TaskConfig, on_error: OnError = OnError.refuse) -> Task:
-    """The task that `task.name` chooses, or the one of `task.module`.
+    """The task of the settings' class, of the file `task.module` or of the entry point `task.name`.
 
     Args:
         config: the task's settings.
@@ -42,22 +54,16 @@ def build_task(config: TaskConfig, on_error: OnError = OnError.refuse) -> Task:
     return task
 
 
-def task_class(config: TaskConfig) -> type[Task]:
-    own = isinstance(config, OwnTaskConfig)
-    if own and config.module is not None:
+def task_class(config: TaskConfig) -> Callable[[TaskConfig], Task]:
+    if not isinstance(config, OwnTaskConfig):
+        return TASKS.function(config)
+    if config.module is not None:
         return class_of_file(config.module)
-    if config.name in TASKS and not own:
-        return TASKS[config.name]
     installed = installed_tasks()
     if config.name in installed:
         return installed_class(config)
-    if own:
-        known = ", ".join(installed) or "none"
-        raise ConfigError(
-            f"task={config.name} is no task of an installed package (those: {known}); for a file "
-            "of your own set task.module=FILE.py"
-        )
+    known = ", ".join(installed) or "none"
     raise ConfigError(
-        f"task.name={config.name} has no grader in this version (of your own: task=own "
-        f"task.module=FILE.py); with one: {', '.join([*TASKS, *installed])}"
+        f"task={config.name} is no task of an installed package (those: {known}); for a file "
+        "of your own set task.module=FILE.py"
     )

@@ -4,7 +4,6 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,11 @@ from drift.common import rng, terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
 from drift.config import (
+    ROLLOUTS,
     AdvantageEstimator,
     AllConfig,
     BlockConfig,
+    BoundaryConfig,
     CoupledConfig,
     CoupledRatioConfig,
     ElboConfig,
@@ -22,14 +23,16 @@ from drift.config import (
     LeftToRightConfig,
     Level,
     MaskingConfig,
-    MaskingStrategy,
     Normalization,
     ObjectiveConfig,
-    PolicyLoss,
+    PpoClipConfig,
     QuadratureConfig,
     RandomConfig,
+    ReinforceConfig,
     ReplayConfig,
     RunConfig,
+    SandwichConfig,
+    SelfNormalizedConfig,
     SequentialConfig,
     Times,
     TraceConfig,
@@ -57,71 +60,61 @@ BEGIN, END = "<!-- made by python -m drift.lab: begin -->", "<!-- end -->"
 
 
 def basic_maskings() -> dict[str, list[MaskingConfig]]:
-    """The four strategies of the field at each budget they can have."""
-    kind = MaskingStrategy
+    """The four maskings of the field at each budget they can have."""
     return {
-        "sequential": [SequentialConfig(kind.sequential, num_views=k) for k in BUDGETS],
+        "sequential": [SequentialConfig(num_views=k) for k in BUDGETS],
         "sequential, uniform steps, no candidates": [
-            SequentialConfig(
-                kind.sequential, num_views=k, temperature=float("inf"), low_prob_threshold=1.0
-            )
+            SequentialConfig(num_views=k, temperature=float("inf"), low_prob_threshold=1.0)
             for k in BUDGETS
         ],
-        "random": [RandomConfig(kind.random, num_views=k) for k in BUDGETS],
-        "coupled": [CoupledConfig(kind.coupled, num_views=k) for k in BUDGETS[1:]],
-        "all": [AllConfig(kind.all)],
-        "all, 15 % of the prompt": [
-            AllConfig(kind.all, prompt_mask_prob=0.15, num_views=k) for k in BUDGETS
-        ],
+        "random": [RandomConfig(num_views=k) for k in BUDGETS],
+        "coupled": [CoupledConfig(num_views=k) for k in BUDGETS[1:]],
+        "all": [AllConfig()],
+        "all, 15 % of the prompt": [AllConfig(prompt_mask_prob=0.15, num_views=k) for k in BUDGETS],
     }
 
 
 def other_maskings(gen_length: int) -> dict[str, list[MaskingConfig]]:
     """The others; replay, trace and left_to_right have no budget to choose."""
-    kind, pairs = MaskingStrategy, BUDGETS[1:]
+    pairs = BUDGETS[1:]
     half = 1 if gen_length % 2 else gen_length // 2  # of a single block it would be an elbo
     return {
-        "replay": [ReplayConfig(kind.replay)],
-        "trace, groups of 2": [TraceConfig(kind.trace, shrink=2)],
-        "left_to_right": [LeftToRightConfig(kind.left_to_right)],
-        "elbo, independent": [
-            ElboConfig(kind.elbo, num_views=k, times=Times.independent) for k in BUDGETS
-        ],
-        "elbo, stratified": [ElboConfig(kind.elbo, num_views=k) for k in BUDGETS],
+        "replay": [ReplayConfig()],
+        "trace, groups of 2": [TraceConfig(shrink=2)],
+        "left_to_right": [LeftToRightConfig()],
+        "elbo, independent": [ElboConfig(num_views=k, times=Times.independent) for k in BUDGETS],
+        "elbo, stratified": [ElboConfig(num_views=k) for k in BUDGETS],
         "elbo, stratified, exact count": [
-            ElboConfig(kind.elbo, num_views=k, exact_count=True) for k in BUDGETS
+            ElboConfig(num_views=k, exact_count=True) for k in BUDGETS
         ],
         "elbo, antithetic, exact count": [
-            ElboConfig(kind.elbo, num_views=k, times=Times.antithetic, exact_count=True)
-            for k in pairs
+            ElboConfig(num_views=k, times=Times.antithetic, exact_count=True) for k in pairs
         ],
-        "quadrature": [QuadratureConfig(kind.quadrature, num_views=k) for k in BUDGETS],
-        f"block, length {half}": [
-            BlockConfig(kind.block, num_views=k, block_length=half) for k in BUDGETS
-        ],
-        "coupled_ratio": [CoupledRatioConfig(kind.coupled_ratio, num_views=k) for k in (3, 6)],
+        "quadrature": [QuadratureConfig(num_views=k) for k in BUDGETS],
+        f"block, length {half}": [BlockConfig(num_views=k, block_length=half) for k in BUDGETS],
+        "coupled_ratio": [CoupledRatioConfig(num_views=k) for k in (3, 6)],
     }
 
 
 def objectives() -> dict[str, ObjectiveConfig]:
     """One of each loss, with the advantage of leave-one-out, which is unbiased, and two others."""
-    clip, row = PolicyLoss.ppo_clip, Level.sequence
-    sample, total = Normalization.sample, Normalization.sequence
-    unbiased = partial(
-        ObjectiveConfig, advantage=AdvantageEstimator.leave_one_out, normalization=total
-    )
+    total = Normalization.sequence
+    unbiased: dict[str, Any] = {
+        "advantage": AdvantageEstimator.leave_one_out,
+        "normalization": total,
+    }
     return {
-        "reinforce": unbiased(),
-        "reinforce, A / std": ObjectiveConfig(normalization=total),
-        "reinforce, softmax": ObjectiveConfig(
+        "reinforce": ReinforceConfig(**unbiased),
+        "reinforce, A / std": ReinforceConfig(normalization=total),
+        "reinforce, softmax": ReinforceConfig(
             advantage=AdvantageEstimator.softmax, normalization=total
         ),
-        "ppo_clip, view": unbiased(clip),
-        "ppo_clip, token": unbiased(clip, Level.token),
-        "ppo_clip, sequence": unbiased(clip, row),
-        "sandwich": unbiased(PolicyLoss.sandwich, row, bound_exponent=1.5, bound_share=0.5),
-        "boundary": unbiased(PolicyLoss.boundary, row),
-        "self_normalized": unbiased(PolicyLoss.self_normalized, row, normalization=sample),
+        "ppo_clip, view": PpoClipConfig(**unbiased),
+        "ppo_clip, token": PpoClipConfig(**unbiased, level=Level.token),
+        "ppo_clip, sequence": PpoClipConfig(**unbiased, level=Level.sequence),
+        "sandwich": SandwichConfig(**unbiased),
+        "boundary": BoundaryConfig(**unbiased),
+        "self_normalized": SelfNormalizedConfig(advantage=unbiased["advantage"]),
     }
 
 
@@ -158,9 +151,7 @@ def check(config: LabConfig) -> None:
         )
     if config.draws % 2:
         raise ConfigError(f"draws={config.draws} must be even")
-    whole = RunConfig(
-        masking=AllConfig(MaskingStrategy.all), objective=ObjectiveConfig(), rollout=rollout
-    )
+    whole = RunConfig(masking=AllConfig(), objective=ReinforceConfig(), rollout=rollout)
     for problem in objective_problems(whole):  # of the rollout: the objective is the default
         raise ConfigError(problem)
     for name, off in UNCOUNTED.items():
@@ -298,13 +289,13 @@ def report(config: LabConfig, mean: dict[str, Any]) -> str:
     kind = f"fitted for {steps} steps" if steps else "of random weights"
     parts = [
         f"{config.toys} networks, {kind}, {words} words, {length} tokens in blocks of "
-        f"{rollout.block_length}, {rollout.steps} steps, `rollout.remasking={rollout.remasking}`, "
+        f"{rollout.block_length}, {rollout.steps} steps, `rollout={ROLLOUTS.name(rollout)}`, "
         f"`rollout.confidence={rollout.confidence}`, temperature {rollout.temperature:g}; "
         f"{config.draws} draws of masks for each trajectory. Means over the networks: "
         f"{toy['trajectories']:.0f} trajectories, E[R] = {toy['mean_reward']:.2f}, entropy of the "
         f"answer {toy['entropy']:.2f} nats. The sampler's own gradient has cosine "
         f"{toy['trace_cosine']:.2f} and norm {toy['trace_norm']:.2f} against the exact one.",
-        "### The four strategies",
+        "### The four maskings",
         masking_table(mean["basic"]),
         "![bias and noise against forwards](lab.png)",
         "### The others",

@@ -12,7 +12,7 @@ from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.files import read_json, survives_a_full_disk, write_json
 from drift.common.types import Advantages, Rollout
-from drift.config import AdvantageEstimator, RunConfig
+from drift.config import MASKINGS, AdvantageEstimator, RunConfig
 from drift.rollout.evaluate import EvalResult
 from drift.runs.tracking import PHASES, TRAINING, Tracker
 from drift.traces.page import TraceRow, write_trace
@@ -191,7 +191,7 @@ class Report:
         title = f"{self.config.model.name} on {self.config.task.name}, step {step}"
         with survives_a_full_disk(path):
             path.parent.mkdir(exist_ok=True)
-            write_trace(path, rows, title=f"{title}, masking {self.config.masking.strategy}")
+            write_trace(path, rows, title=f"{title}, masking {MASKINGS.name(self.config.masking)}")
             self.tracker.log_files([path])
 
     def evaluation(self, name: str, result: EvalResult, step: int) -> None:
@@ -209,7 +209,7 @@ class Report:
             "status": status,
             "model": config.model.name,
             "task": config.task.name,
-            "masking": config.masking.strategy.value,
+            "masking": MASKINGS.name(config.masking),
             "seed": config.seed,
             "steps": progress.step,
             "wall_s": progress.wall_s,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,40 +11,31 @@ from omegaconf import OmegaConf
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.files import read_json
 from drift.config import RunConfig
-from drift.runs.differences import BOOKKEEPING
+from drift.runs.differences import BOOKKEEPING, flat, flat_settings
 
 if TYPE_CHECKING:
     from drift.cluster.engine import Engine
     from drift.training.trainer import Trainer
-
 
 log = logging.getLogger("drift")
 
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
 AUTOMATIC = ("auto", "never")  # values of `resume` that are no folder
 FREE = (  # settings of a run that may change on its way: nothing learns by them, or it only goes on
-    *BOOKKEEPING, "num_steps", "max_training_s", "resume", "output_dir", "tracking.",
+    *BOOKKEEPING, "num_steps", "max_training_s", "resume", "output_dir", "tracking",
     "rollout.max_rows", "optim.rows_per_forward",
 )  # fmt: skip
-
-
-def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Nested settings as `group.field` pairs, for MLflow's params."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from flat(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore
 
 
 def digests_of(trainer: "Trainer") -> dict[str, Any]:
     from drift.runs.manifest import data_digests
 
     return data_digests({s.value: p.examples for s, p in trainer.problems.items()})
+
+
+def flat_data(digests: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of the data beside flat settings."""
+    return dict(flat(digests, "data."))
 
 
 def changes(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +47,8 @@ def changes(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     """
     if not (folder / "manifest.json").exists():
         return {}
-    settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    before = dict(flat("", settings))
-    before |= flat("data", read_json(folder / "manifest.json")["data"])
+    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    before = flat_settings(settings) | flat_data(read_json(folder / "manifest.json")["data"])
     keys = sorted(before.keys() | now.keys(), key=lambda key: (key.startswith("data."), key))
     return {key: before.get(key) for key in keys if before.get(key) != now.get(key)}
 
@@ -83,8 +73,10 @@ def refuse_changes(config: RunConfig, trainer: "Trainer") -> None:
     Raises:
         ConfigError: others are asked for, or fewer steps than are done.
     """
+    from drift.runs.manifest import settings_of
+
     folder, done = Path(config.output_dir), trainer.progress.step
-    now = dict(flat("", settings_of(config))) | dict(flat("data", digests_of(trainer)))
+    now = flat_settings(settings_of(config)) | flat_data(digests_of(trainer))
     changed = {k: v for k, v in changes(folder, now).items() if not k.startswith(FREE)}
     if config.num_steps < done:
         changed = {"num_steps": done} | changed

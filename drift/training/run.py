@@ -11,20 +11,19 @@ from drift.common.errors import PreemptedError
 from drift.common.files import digest, read_json, sole_user
 from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.config.checks_learner import idle_settings
+from drift.runs.differences import flat_settings
 from drift.training.resume import (
     Resumed,
     checkpoint_to_resume,
     digests_of,
-    flat,
+    flat_data,
     is_another,
     refuse_changes,
-    settings_of,
 )
 
 if TYPE_CHECKING:
     from drift.cluster.engine import Engine
     from drift.training.trainer import Trainer
-
 
 log = logging.getLogger("drift")
 
@@ -96,6 +95,8 @@ def run(config: RunConfig) -> None:
         log.setLevel(logging.WARNING)
     config.output_dir = engine.agree(config.output_dir)
     if engine.num_ranks > 1:
+        from drift.runs.manifest import settings_of
+
         settings = settings_of(replace(config, cluster=ClusterConfig()))
         engine.assert_same("their settings", digest(settings))
     try:
@@ -145,13 +146,13 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
     from drift.rollout.prompts import render
     from drift.runs import checkpoints
-    from drift.runs.manifest import write_origin
+    from drift.runs.manifest import choices_of, settings_of, write_origin
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
-    params, digests = dict(flat("", settings_of(config))), digests_of(trainer)
+    params, digests = flat_settings(settings_of(config)), digests_of(trainer)
     if resumed:
         checkpoints.drop_after(folder / "checkpoints", trainer.progress.step)
-    other = is_another(folder, params | dict(flat("data", digests)), resumed=resumed is not None)
+    other = is_another(folder, params | flat_data(digests), resumed=resumed is not None)
     if other or (resumed and resumed[0] == Path(config.resume)):  # or another branch
         tracker.forget()
     (folder / "evals").mkdir(exist_ok=True)
@@ -159,7 +160,8 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     prompt = render(trainer.policy, config.task, first)
     facts = {"data": digests, "overlap": overlap, "skipped_records": trainer.task.skipped}
     write_origin(config, facts, prompt)
-    name = f"{config.model.name}-{config.task.name}-{config.masking.strategy.value}"
+    chosen = choices_of(config)
+    name = "-".join(chosen[group] for group in ("model", "task", "masking"))
     done = trainer.progress.logged_step if resumed else -1
     tracker.start(name, params, {"seed": str(config.seed)}, done)
     tracker.log_files([folder / "config.yaml", folder / "manifest.json"])

@@ -21,8 +21,7 @@ from drift.config import (
     Dtype,
     EndSuppression,
     LoraConfig,
-    RemaskingRule,
-    RolloutConfig,
+    StaticConfig,
 )
 from drift.planning.diagnosis import Patient, examine
 from drift.policy import lora
@@ -47,8 +46,8 @@ def write_checkpoint(shape: str, folder: Path, device: str) -> float:
 
 
 def patient(policy: Policy, length: int) -> Patient:
-    rollout = RolloutConfig(
-        remasking=RemaskingRule.static, gen_length=length, block_length=min(32, length),
+    rollout = StaticConfig(
+        gen_length=length, block_length=min(32, length),
         steps=length // 4, suppress_end=EndSuppression.token, max_rows=8,
     )  # fmt: skip
     texts = [f"{i} {i + 3} 5=7" for i in range(8)]

@@ -29,7 +29,7 @@ from common import (
 
 from drift.common import rng
 from drift.common.types import Trace
-from drift.config import CacheMode, RemaskingRule, RolloutConfig
+from drift.config import ROLLOUTS, CacheMode, RolloutConfig, StaticConfig
 from drift.policy.base import Policy
 from drift.rollout import caching, decoding
 from tests.plain import naive_decode
@@ -115,7 +115,7 @@ def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, dev
     tokens, nfe = int(trace.committed_BC.sum()), int(trace.nfe_B.sum())
     return {
         "cache": config.cache.value + (" compiled" if config.compile else ""),
-        "rule": config.remasking.value,
+        "rule": ROLLOUTS.name(config),
         "batch": config.max_rows,
         "length": config.gen_length,
         "seconds": took,
@@ -142,12 +142,11 @@ def grid(options: argparse.Namespace) -> list[RolloutConfig]:
     ]
     if options.compile:
         caches += [cache | {"compile": True} for cache in caches[1:]]
-    rules = {"threshold": {"threshold": 0.9}, "factor": {"factor": 1.0}}
     return [
-        RolloutConfig(
-            remasking=RemaskingRule(rule), gen_length=length, block_length=options.block,
+        ROLLOUTS.schemas[rule](
+            gen_length=length, block_length=options.block,
             steps=options.steps * length // options.length[0], max_rows=batch,
-            **rules.get(rule, {}), **cache,
+            **cache,
         )
         for rule, length, batch, cache in product(
             options.rule, options.length, options.batch, caches
@@ -164,7 +163,7 @@ def measure_all(policy: Policy, options: argparse.Namespace, rates: tuple[float,
         prompts = prompts_of(config.max_rows, options.prompt, vocab)
         row, trace = measure(policy, prompts, config, device, rates, options.tries)
         rows.append(row)
-        if config.remasking != RemaskingRule.static:
+        if not isinstance(config, StaticConfig):
             continue
         size = f"batch {config.max_rows}, length {config.gen_length}"
         if config.cache == CacheMode.none and config.max_rows <= 32:
@@ -195,8 +194,8 @@ def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
     prompts = prompts_of(rows, options.prompt, policy.backbone.config.vocab_size)
     share_B = 0.1 + 0.9 * rng.uniform(rng.stream(0, "ends"), torch.arange(rows))
     end_B = (share_B * length).long().clamp(max=length - 1).to(policy.device)
-    config = RolloutConfig(
-        remasking=RemaskingRule.static, gen_length=length, block_length=options.block,
+    config = StaticConfig(
+        gen_length=length, block_length=options.block,
         steps=2 * options.steps, cache=CacheMode.dual,
         max_rows=max(options.batch),
     )  # fmt: skip
@@ -235,9 +234,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--length", type=int, nargs="+", default=[128])
-    parser.add_argument(
-        "--rule", choices=[rule.value for rule in RemaskingRule], nargs="+", default=["static"]
-    )
+    parser.add_argument("--rule", choices=list(ROLLOUTS.schemas), nargs="+", default=["static"])
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--steps", type=int, default=32, help="of the first length")
     parser.add_argument("--horizon", type=int, default=128)

@@ -67,7 +67,7 @@ def trace() -> Trace:
 
 def views_of(name: str) -> MaskedViews:
     """The views of a masking with its default settings."""
-    config: MaskingConfig = GROUPS["masking"][name](strategy=name, **SETTINGS.get(name, {}))
+    config: MaskingConfig = GROUPS["masking"][name](**SETTINGS.get(name, {}))
     return build_views(trace(), torch.tensor([0]), config, rng.stream(0, "pictures"))
 
 

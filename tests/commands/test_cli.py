@@ -57,6 +57,20 @@ def test_setting_of_another_option_is_refused(run: Run, tmp_path: Path) -> None:
     says(line, "options", "prompt_mask_prob")
 
 
+@pytest.mark.parametrize(
+    ("override", "write"),
+    [
+        ("masking.strategy=random", "write masking=random"),
+        ("tracking.backend=off", "write tracking=off"),
+        ("task.name=sudoku", "write task=sudoku"),
+    ],
+)
+def test_an_option_is_not_a_setting(run: Run, tmp_path: Path, override: str, write: str) -> None:
+    line = refused(run, tmp_path, override)
+    assert line.startswith(override.partition("=")[0])
+    assert write in line
+
+
 def test_wrong_type_is_refused(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "optim.lr=fast")
     says(line, "optim.lr: ", "'fast'", "Float")

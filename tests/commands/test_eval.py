@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from drift.config import CodeConfig, MathConfig
 from drift.evals.cell import grader_code
 from drift.rollout.evaluate import Completion
-from drift.tasks import TASKS
+from drift.tasks import CLASSES
 from tests import forkserver
 from tests.conftest import ROOT, Run, checked, read_lines
 from tests.forkserver import environment
@@ -138,7 +139,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_every_source_that_grades_is_in_the_protocol_whatever_its_line_ends(tmp_path: Path) -> None:
     def elsewhere() -> str:
         code = "from drift import tasks; from drift.evals.cell import grader_code; "
-        code += "print(grader_code(tasks.TASKS['math']))"
+        code += "print(grader_code(tasks.Math))"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
             env=environment() | {"PYTHONPATH": str(tmp_path)},
@@ -148,6 +149,6 @@ def test_every_source_that_grades_is_in_the_protocol_whatever_its_line_ends(tmp_
     shutil.copytree(ROOT / "drift", tmp_path / "drift", ignore=shutil.ignore_patterns("*.pyc"))
     changed = tmp_path / "drift" / "graders" / "compare.py"
     changed.write_bytes(changed.read_bytes().replace(b"\n", b"\r\n"))
-    assert elsewhere() == grader_code(TASKS["math"]) != grader_code(TASKS["code"])
+    assert elsewhere() == grader_code(CLASSES[MathConfig]) != grader_code(CLASSES[CodeConfig])
     changed.write_text(changed.read_text() + "\n# another grader\n")
-    assert elsewhere() != grader_code(TASKS["math"])
+    assert elsewhere() != grader_code(CLASSES[MathConfig])

@@ -43,7 +43,7 @@ def test_help_lists_the_groups_of_the_command_and_what_is_chosen(run: Run) -> No
     assert "\n  rollout\n" in said
     assert "\n   *static     The same number of tokens each step" in said
     assert "\n    factor     The more tokens together" in said
-    assert "remasking: static" in said
+    assert "threshold: 0.9" not in said
     for absent in ("masking\n", "  objective\n", "schema", "output_dir", "$$"):
         assert absent not in said
     assert "Groups" not in run("export", "--help").stdout

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drift.config import TrackingBackend, TrackingConfig
+from drift.config import OffConfig
 from drift.runs.stores import open_experiment
 from drift.runs.tracking import Tracker
 from tests.conftest import Run
@@ -10,7 +10,7 @@ from tests.unit.runs.test_tracking import config
 
 
 def test_a_run_that_was_not_tracked_can_be_sent_to_a_store_later(run: Run, tmp_path: Path) -> None:
-    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), tmp_path / "a")
+    tracker = Tracker(OffConfig(), tmp_path / "a")
     (tmp_path / "a").mkdir()
     tracker.start("run", {"seed": 3}, {"mine": "yes"}, done_step=-1)
     tracker.log(1, {"reward/mean": 0.5})

@@ -53,7 +53,7 @@ def test_a_run_writes_what_the_readme_promises(run: Run, tmp_path: Path) -> None
     assert manifest["data"]["test"]["n"] == 20
     assert manifest["first_prompt"].endswith("<|eot_id|><|assistant|>")
     assert manifest["data"]["train"]["n"] == 200
-    assert "strategy: sequential" in (folder / "config.yaml").read_text()
+    assert "masking: sequential" in (folder / "config.yaml").read_text()
 
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     record = client.get_run(summary["mlflow_run_id"])

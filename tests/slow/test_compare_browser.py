@@ -94,7 +94,7 @@ def test_mlflows_page_at_the_printed_address_shows_the_runs(
         page.get_by_text("Comparing 2 Runs").first.wait_for(timeout=60_000)
         for run_id in ids:
             page.get_by_text(run_id).first.wait_for(timeout=60_000)
-        page.get_by_text("masking.strategy").first.wait_for(timeout=60_000)
+        page.get_by_text("masking").first.wait_for(timeout=60_000)
         page.get_by_text("eval/accuracy").first.wait_for(timeout=60_000)
         page.close()
     finally:

@@ -276,7 +276,7 @@ WAYS: tuple[tuple[str, Way], ...] = (
     ),
     (r"bench/learner\.py", on_the_cpu("--rows 1 --length 16 --attention sdpa")),
     (
-        r"scripts/plan\.py model=(llada|dream) task=math rollout",
+        r"drift\.plan model=(llada|dream) task=math rollout",
         "tests/slow/test_plan.py::test_the_tables_of_the_docs_are_what_the_command_prints",
     ),
     # what they take long for, or need a folder for

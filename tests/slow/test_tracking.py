@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drift.config import TrackingBackend, WandbConfig
+from drift.config import WandbConfig
 from drift.runs.stores import open_experiment
 from drift.runs.tracking import MetricsFile, Tracker
 from tests.conftest import ROOT
@@ -17,12 +17,12 @@ from tests.unit.runs.test_tracking import config
 WRITER = """
 import sys
 from pathlib import Path
-from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.config import MlflowConfig, OffConfig, WandbConfig
 from drift.common.errors import ConfigError
 from drift.runs.tracking import Tracker
 store, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir()
-tracker = Tracker(MlflowConfig(backend=TrackingBackend.mlflow, uri=store), folder)
+tracker = Tracker(MlflowConfig(uri=store), folder)
 tracker.start(f"writer {number}", {"number": number}, {}, -1)
 for step in range(1, 13):
     tracker.log(step, {"mine": 100.0 * number + step, "other": 0.5})
@@ -100,7 +100,7 @@ def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
 
 def test_wandb_offline_has_every_step_also_after_a_restart(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    settings = WandbConfig(backend=TrackingBackend.wandb)
+    settings = WandbConfig()
     for steps, done in (((1, 2, 3), -1), ((3, 4), 2)):
         tracker = Tracker(settings, tmp_path)
         tracker.start("run", {"seed": 0}, {"sweep": "s"}, done_step=done)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.config import MlflowConfig, TrackingBackend
+from drift.config import MlflowConfig
 from drift.runs.tracking import MetricsFile, Tracker
 from tests.conftest import ROOT, Run
 
@@ -133,7 +133,7 @@ def test_what_a_stopped_server_missed_is_sent_by_sync(
 def test_a_server_that_comes_back_gets_every_step_from_the_run(
     server: Server, tmp_path: Path
 ) -> None:
-    settings = MlflowConfig(backend=TrackingBackend.mlflow, uri=server.uri, system_metrics=False)
+    settings = MlflowConfig(uri=server.uri, system_metrics=False)
     tracker = Tracker(settings, tmp_path)
     server.stop()
     tracker.start("run", {"seed": 0}, {}, done_step=-1)  # was never reached

@@ -1,18 +1,18 @@
 """Masking: which tokens of a completion to hide, and which hidden ones to score.
 
-A strategy is a function (Trace, rows, config, key) -> MaskedViews. It depends on nothing but its
+A masking is a function (Trace, rows, config, key) -> MaskedViews, entered in `MASKINGS` under the
+class of its settings. It depends on nothing but its
 arguments: the same row gets the same views in any batch and on any number of ranks. Tokens that
 the sampler never committed (behind the end of sequence) are hidden in every view and never
 scored, as the sampler saw them.
 
-| file | strategies | what they take from the trace |
+| file | maskings | what they take from the trace |
 |---|---|---|
 | basic.py | all, random, coupled, coupled_ratio | which tokens were committed |
 | states.py | sequential, trace, replay, left_to_right | the denoising steps |
 | elbo.py | elbo, quadrature, block | which tokens were committed; 1/t weights |
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,37 +20,21 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, Trace
-from drift.config import MaskingConfig, MaskingStrategy
-from drift.learner.masking.basic import all_, coupled, coupled_ratio, random_
-from drift.learner.masking.elbo import block, elbo, quadrature
-from drift.learner.masking.states import left_to_right, replay, sequential, trace_groups
-
-STRATEGIES: dict[MaskingStrategy, Callable[[Trace, Tensor, MaskingConfig, int], MaskedViews]] = {
-    MaskingStrategy.sequential: sequential,
-    MaskingStrategy.random: random_,
-    MaskingStrategy.coupled: coupled,
-    MaskingStrategy.coupled_ratio: coupled_ratio,
-    MaskingStrategy.all: all_,
-    MaskingStrategy.trace: trace_groups,
-    MaskingStrategy.replay: replay,
-    MaskingStrategy.elbo: elbo,
-    MaskingStrategy.quadrature: quadrature,
-    MaskingStrategy.block: block,
-    MaskingStrategy.left_to_right: left_to_right,
-}
+from drift.config import MASKINGS, MaskingConfig
+from drift.learner.masking import basic as basic, elbo as elbo, states as states
 
 
 def build_views(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
-    """The K views of each row, by the chosen strategy.
+    """The K views of each row, by the chosen masking.
 
     Args:
         trace: of B rows; every row has at least one committed token.
         rows_B: [B] int64, numbers that name the rows in the random numbers.
-        config: of the strategy. K is config.num_views, or as many as the rows' steps (trace,
+        config: of the masking. K is config.num_views, or as many as the rows' steps (trace,
             replay) or tokens (left_to_right) need.
         key: of the random numbers, from `rng.stream`.
     """
-    views = STRATEGIES[config.strategy](trace, rows_B, config, key)
+    views: MaskedViews = MASKINGS.function(config)(trace, rows_B, config, key)
     return replace(
         views, prompt_mask_prob=config.prompt_mask_prob, prompt_key=rng.stream(key, "prompt")
     )

@@ -6,10 +6,10 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
 from drift.config import (
+    MASKINGS,
     AllConfig,
     CoupledConfig,
     CoupledRatioConfig,
-    MaskingConfig,
     RandomConfig,
 )
 
@@ -44,18 +44,18 @@ def hide_and_score(
     )
 
 
-def all_(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(AllConfig)
+def all_(trace: Trace, rows_B: Tensor, config: AllConfig, key: int) -> MaskedViews:
     """K views that hide and score every token (diffu-GRPO, arXiv 2504.12216).
 
     More than one view makes sense where they differ by their prompt masks.
     """
-    assert isinstance(config, AllConfig)
     return hide_and_score(trace, trace.committed_BC.expand(config.num_views, -1, -1))
 
 
-def random_(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(RandomConfig)
+def random_(trace: Trace, rows_B: Tensor, config: RandomConfig, key: int) -> MaskedViews:
     """K independent views, each hides floor(ratio * n) of the n committed tokens, at least one."""
-    assert isinstance(config, RandomConfig)
     count_B = (trace.committed_BC.sum(1) * config.ratio).long().clamp(min=1)
     views = [
         random_ranks(trace.committed_BC, rows_B, rng.stream(key, "random", k)) < count_B[:, None]
@@ -64,13 +64,13 @@ def random_(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> Ma
     return hide_and_score(trace, torch.stack(views))
 
 
-def coupled(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(CoupledConfig)
+def coupled(trace: Trace, rows_B: Tensor, config: CoupledConfig, key: int) -> MaskedViews:
     """Pairs of views: one hides half of the committed tokens, the other the rest.
 
     Every token is scored exactly once in a pair, so the pair has no sampling noise in which tokens
     count (the idea of coupled-GRPO, arXiv 2506.20639, with a 50/50 split).
     """
-    assert isinstance(config, CoupledConfig)
     half_B = trace.committed_BC.sum(1) // 2
     views: list[Tensor] = []
     for pair in range(config.num_views // 2):
@@ -80,7 +80,10 @@ def coupled(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> Ma
     return hide_and_score(trace, torch.stack(views))
 
 
-def coupled_ratio(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(CoupledRatioConfig)
+def coupled_ratio(
+    trace: Trace, rows_B: Tensor, config: CoupledRatioConfig, key: int
+) -> MaskedViews:
     """Triples of views: everything hidden; each token with probability u; the others.
 
     coupled-GRPO as DiffuCoder has it (arXiv 2506.20639): with u ~ U(min_ratio, max_ratio) drawn for
@@ -88,7 +91,6 @@ def coupled_ratio(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int)
     the two that hides it and w is 1/u or 1/(1-u). These weights, its code's, add up to 3/2 on
     average and not to 1: ratios and KL are of a log-prob that is half too large.
     """
-    assert isinstance(config, CoupledRatioConfig)
     triples = config.num_views // 3
     size = trace.canvas_BC.shape[1]
     positions_C = torch.arange(size, device=rows_B.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
-from drift.config import BlockConfig, ElboConfig, MaskingConfig, QuadratureConfig, Times
+from drift.config import MASKINGS, BlockConfig, ElboConfig, QuadratureConfig, Times
 from drift.learner.masking.basic import hide_and_score, random_ranks
 
 
@@ -32,7 +32,8 @@ def draw_times(rows_B: Tensor, num_views: int, times: Times, key: int) -> Tensor
     return rng.uniform(key, rows_B, views_K1)
 
 
-def elbo(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(ElboConfig)
+def elbo(trace: Trace, rows_B: Tensor, config: ElboConfig, key: int) -> MaskedViews:
     """K unbiased draws of the ELBO, averaged.
 
     Each committed token is hidden with probability t and weighs 1 / (K t). With `exact_count`,
@@ -41,7 +42,6 @@ def elbo(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> Maske
     2512.03759). Antithetic views come in pairs, the second hides what the first shows, so that
     every token is scored once in a pair (ESPO; the idea of coupled-GRPO).
     """
-    assert isinstance(config, ElboConfig)
     time_KB = draw_times(rows_B, config.num_views, config.times, rng.stream(key, "times"))
     length_B = trace.committed_BC.sum(1).double()
     whole_B = length_B / (length_B + 1) if config.exact_count else torch.ones_like(length_B)
@@ -70,14 +70,14 @@ def bernoulli(trace: Trace, rows_B: Tensor, time_B: Tensor, key: int) -> Tensor:
     return rng.uniform(key, rows_B[:, None], positions_C) < time_B[:, None]
 
 
-def quadrature(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(QuadratureConfig)
+def quadrature(trace: Trace, rows_B: Tensor, config: QuadratureConfig, key: int) -> MaskedViews:
     """Gauss-Legendre points t_k over (0, 1) with weights g_k; one mask at each.
 
     Only the masks are drawn, not the times: sum_k (g_k / t_k) sum_i 1[i hidden] log p_i (GDPO's
     semi-deterministic estimate, arXiv 2510.08554). The integral over t is that of a polynomial of
     degree n - 1, so K points with 2K >= n leave no bias against the ELBO.
     """
-    assert isinstance(config, QuadratureConfig)
     points, gauss = np.polynomial.legendre.leggauss(config.num_views)
     times, weights = (points + 1) / 2, gauss / 2
     ones_B = torch.ones(len(rows_B), dtype=torch.float64, device=rows_B.device)
@@ -89,7 +89,8 @@ def quadrature(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) ->
     return hide_and_score(trace, torch.stack(views), weight_KB.float())
 
 
-def block(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(BlockConfig)
+def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> MaskedViews:
     """K blocks of the canvas: the blocks before are shown, of the block some, behind it nothing.
 
     As the sampler's states are (SPG's block-wise masking, arXiv 2510.09541): a row's blocks are
@@ -102,7 +103,6 @@ def block(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> Mask
     block and large in the last. On 256 tokens in blocks of 32 it is 0.07, 0.21, 0.38, 0.58, 0.83,
     1.17, 1.70 and 3.07 in blocks 1 to 8; over all tokens the mean is 1.
     """
-    assert isinstance(config, BlockConfig)
     committed_BC, device = trace.committed_BC, rows_B.device
     size = trace.canvas_BC.shape[1]
     block_C = torch.arange(size, device=device) // config.block_length

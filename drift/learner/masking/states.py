@@ -6,8 +6,8 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
 from drift.config import (
+    MASKINGS,
     LeftToRightConfig,
-    MaskingConfig,
     ReplayConfig,
     SequentialConfig,
     TraceConfig,
@@ -55,14 +55,14 @@ def draw_steps(trace: Trace, rows_B: Tensor, config: SequentialConfig, key: int)
     return order_BT.gather(1, nth_K[None] % count_B1).T
 
 
-def sequential(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(SequentialConfig)
+def sequential(trace: Trace, rows_B: Tensor, config: SequentialConfig, key: int) -> MaskedViews:
     """K states of the row's own denoising (RLDF, arXiv 2605.25638).
 
     The view of step s shows exactly what the sampler saw at s: tokens committed at s or later are
     hidden. Scored are the tokens committed at s; candidates, scored if the old policy finds them
     likely enough, are the tokens committed later.
     """
-    assert isinstance(config, SequentialConfig)
     step_KB1 = draw_steps(trace, rows_B, config, key)[:, :, None]
     hidden_KBC, scored_KBC = trace.state(step_KB1)
     candidate_KBC = hidden_KBC & trace.committed_BC & ~scored_KBC
@@ -95,30 +95,30 @@ def in_order(trace: Trace, order_BC: Tensor, group: int) -> MaskedViews:
     )
 
 
-def trace_groups(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(TraceConfig)
+def trace_groups(trace: Trace, rows_B: Tensor, config: TraceConfig, key: int) -> MaskedViews:
     """A view for each group of `shrink` denoising steps (TraceRL, arXiv 2509.06949).
 
     It hides what was committed in the group or later, and scores what was committed in the group.
     """
-    assert isinstance(config, TraceConfig)
     return in_order(trace, trace.unmask_step_BC, config.shrink)
 
 
-def replay(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(ReplayConfig)
+def replay(trace: Trace, rows_B: Tensor, config: ReplayConfig, key: int) -> MaskedViews:
     """A view for each denoising step: every token is scored in the state that committed it.
 
     The sum of the log-probs is the sampler's own, sum of `trace.logp_BC`, so its gradient is that
     of the trajectory's tokens, without bias.
     """
-    assert isinstance(config, ReplayConfig)
     return in_order(trace, trace.unmask_step_BC, 1)
 
 
-def left_to_right(trace: Trace, rows_B: Tensor, config: MaskingConfig, key: int) -> MaskedViews:
+@MASKINGS.implements(LeftToRightConfig)
+def left_to_right(trace: Trace, rows_B: Tensor, config: LeftToRightConfig, key: int) -> MaskedViews:
     """A view for each token, which shows the tokens before it (JustGRPO, arXiv 2601.15165).
 
     The sum of the log-probs is the exact log-likelihood of an autoregressive sampler.
     """
-    assert isinstance(config, LeftToRightConfig)
     before_BC = trace.committed_BC.cumsum(1) - 1
     return in_order(trace, before_BC, 1)

@@ -15,7 +15,7 @@ from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.comparison.charts import accuracy_over_nfe, looks, smooth
 from drift.comparison.records import Group, RunRecord, from_experiment, grouped, horizon
 from drift.comparison.report import Comparison, log_report, write_report
-from drift.config import MlflowConfig, TrackingBackend
+from drift.config import MlflowConfig
 from drift.runs.stores import comparison_address, open_experiment
 from drift.runs.tracking import Tracker
 
@@ -237,15 +237,13 @@ def test_an_interval_whose_end_was_rounded_past_its_share_is_drawn() -> None:
 
 def store_runs(folder: Path) -> MlflowConfig:
     """Two runs of two settings, tracked as a run is, with their summaries."""
-    store = MlflowConfig(
-        backend=TrackingBackend.mlflow, uri=f"sqlite:///{folder}/mlflow.db", system_metrics=False
-    )
+    store = MlflowConfig(uri=f"sqlite:///{folder}/mlflow.db", system_metrics=False)
     for masking in ("all", "coupled"):
         record = make_run(masking, accuracies=(0.2, 0.4, 0.6 if masking == "all" else 0.8))
         run_folder = folder / masking
         run_folder.mkdir()
         tracker = Tracker(store, run_folder)
-        tracker.start(masking, {**record.params, "masking.strategy": masking}, {}, done_step=-1)
+        tracker.start(masking, {**record.params, "masking": masking}, {}, done_step=-1)
         for line in record.lines:
             tracker.log(
                 line["step"], {k: v for k, v in line.items() if k not in ("step", "unix_s")}
@@ -263,7 +261,7 @@ def test_an_experiment_is_read_back_from_mlflow(
     store = store_runs(tmp_path)
     runs = from_experiment(store)
     assert [run.settings for run in runs] == [
-        {"masking.strategy": "all"}, {"masking.strategy": "coupled"},
+        {"masking": "all"}, {"masking": "coupled"},
     ]  # fmt: skip
     expected = make_run("coupled", accuracies=(0.2, 0.4, 0.8))
     for metric in ("reward/mean", "eval/accuracy", "eval/nfe"):

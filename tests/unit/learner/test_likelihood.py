@@ -12,12 +12,12 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout
 from drift.config import (
+    MASKINGS as NAMES,
     AllConfig,
     ClusterConfig,
     CoupledConfig,
     Dtype,
     MaskingConfig,
-    MaskingStrategy,
     ModelConfig,
     OptimConfig,
     RandomConfig,
@@ -25,7 +25,7 @@ from drift.config import (
     SequentialConfig,
 )
 from drift.learner.likelihood import micro_batches, score, token_logps
-from drift.learner.masking import STRATEGIES, build_views
+from drift.learner.masking import build_views
 from drift.learner.update import padding, settle_scored, update
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
@@ -87,14 +87,14 @@ def dense_logps(policy: Policy, rollout: Rollout, hidden_KBC: Tensor) -> Tensor:
 
 
 MASKINGS: list[MaskingConfig] = [
-    SequentialConfig(strategy=MaskingStrategy.sequential, num_views=2),
-    RandomConfig(strategy=MaskingStrategy.random, ratio=0.7),
-    CoupledConfig(strategy=MaskingStrategy.coupled),
-    AllConfig(strategy=MaskingStrategy.all),
+    SequentialConfig(num_views=2),
+    RandomConfig(ratio=0.7),
+    CoupledConfig(),
+    AllConfig(),
 ]
 
 
-@pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m.strategy.value)
+@pytest.mark.parametrize("masking", MASKINGS, ids=NAMES.name)
 def test_micro_batches_score_what_dense_logits_say(masking: MaskingConfig) -> None:
     policy = make_policy("dream", seed=4).double()
     trace = decode(policy, PROMPTS, torch.arange(4), rollout_config(), KEY)
@@ -141,11 +141,9 @@ def test_expected_policy_gradient_equals_the_gradient_by_enumeration(left_to_rig
     rollout = all_answers(left_to_right)
     masking: MaskingConfig
     if left_to_right:
-        masking = SequentialConfig(
-            strategy=MaskingStrategy.sequential, num_views=3, low_prob_threshold=1.0
-        )
+        masking = SequentialConfig(num_views=3, low_prob_threshold=1.0)
     else:
-        masking = AllConfig(strategy=MaskingStrategy.all)
+        masking = AllConfig()
     views = build_views(rollout.trace, rollout.rows_B, masking, KEY)
     hidden = replay_views(rollout).hidden_KBC
     probs, expected_reward = exact_objective(policy, rollout, hidden)
@@ -186,9 +184,8 @@ def learner_gradient(
     return captured
 
 
-@pytest.mark.parametrize("masking", MASKINGS, ids=lambda m: m.strategy.value)
+@pytest.mark.parametrize("masking", MASKINGS, ids=NAMES.name)
 def test_gradient_does_not_depend_on_the_micro_batch(masking: MaskingConfig) -> None:
-    assert masking.strategy in STRATEGIES
     norms = []
     for rows_per_forward in (1, 3, 64):
         policy = toy()
@@ -219,9 +216,7 @@ def test_padding_is_what_short_rows_need_in_their_forward() -> None:
 
 def test_candidates_are_scored_when_the_old_policy_finds_them_likely() -> None:
     trace = make_trace([[0, 1, 1, 1]])
-    config = SequentialConfig(
-        strategy=MaskingStrategy.sequential, num_views=1, temperature=0.0, low_prob_threshold=0.6
-    )
+    config = SequentialConfig(num_views=1, temperature=0.0, low_prob_threshold=0.6)
     views = build_views(replace(trace), torch.tensor([0]), config, KEY)
     logp_KBC = torch.tensor([[[math.log(p) for p in (0.1, 0.59, 0.61, 0.99)]]])
     old = token_logps_like(logp_KBC)

@@ -1,4 +1,4 @@
-"""Every strategy against hand-made traces."""
+"""Every masking against hand-made traces."""
 
 import math
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from drift.common import rng
 from drift.config import (
+    MASKINGS,
     AllConfig,
     BlockConfig,
     CoupledConfig,
@@ -15,7 +16,6 @@ from drift.config import (
     ElboConfig,
     LeftToRightConfig,
     MaskingConfig,
-    MaskingStrategy,
     QuadratureConfig,
     RandomConfig,
     ReplayConfig,
@@ -23,21 +23,17 @@ from drift.config import (
     Times,
     TraceConfig,
 )
-from drift.learner.masking import (
-    STRATEGIES,
-    all_,
-    build_views,
-    coupled,
-    coupled_ratio,
+from drift.learner.masking import build_views, prompt_masks
+from drift.learner.masking.basic import all_, coupled, coupled_ratio, random_
+from drift.learner.masking.elbo import block, draw_times, elbo, quadrature
+from drift.learner.masking.states import (
+    draw_steps,
     left_to_right,
-    prompt_masks,
-    random_,
     replay,
     sequential,
+    step_surprisal,
     trace_groups,
 )
-from drift.learner.masking.elbo import block, draw_times, elbo, quadrature
-from drift.learner.masking.states import draw_steps, step_surprisal
 from tests.conftest import make_rollout, make_trace
 
 ROWS = torch.tensor([0])
@@ -149,24 +145,25 @@ def test_coupled_scores_every_token_once_in_a_pair() -> None:
     assert views.hidden_KBC[:, 0, 5].all()
 
 
-EVERY: dict[MaskingStrategy, MaskingConfig] = {
-    MaskingStrategy.all: AllConfig(),
-    MaskingStrategy.random: RandomConfig(),
-    MaskingStrategy.coupled: CoupledConfig(),
-    MaskingStrategy.coupled_ratio: CoupledRatioConfig(),
-    MaskingStrategy.sequential: SequentialConfig(num_views=2),
-    MaskingStrategy.trace: TraceConfig(shrink=2),
-    MaskingStrategy.replay: ReplayConfig(),
-    MaskingStrategy.elbo: ElboConfig(),
-    MaskingStrategy.quadrature: QuadratureConfig(),
-    MaskingStrategy.block: BlockConfig(block_length=2),
-    MaskingStrategy.left_to_right: LeftToRightConfig(),
+EVERY: dict[str, MaskingConfig] = {
+    "all": AllConfig(),
+    "random": RandomConfig(),
+    "coupled": CoupledConfig(),
+    "coupled_ratio": CoupledRatioConfig(),
+    "sequential": SequentialConfig(num_views=2),
+    "trace": TraceConfig(shrink=2),
+    "replay": ReplayConfig(),
+    "elbo": ElboConfig(),
+    "quadrature": QuadratureConfig(),
+    "block": BlockConfig(block_length=2),
+    "left_to_right": LeftToRightConfig(),
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_row_gets_the_same_views_in_any_batch(strategy: MaskingStrategy) -> None:
-    build, config = STRATEGIES[strategy], EVERY[strategy]
+@pytest.mark.parametrize("name", MASKINGS.schemas)
+def test_a_row_gets_the_same_views_in_any_batch(name: str) -> None:
+    config = EVERY[name]
+    build = MASKINGS.function(config)
     together = build(make_trace([[0, 1, 2, 3]] * 3), torch.tensor([7, 8, 9]), config, KEY)
     alone = build(make_trace([[0, 1, 2, 3]]), torch.tensor([8]), config, KEY)
     assert torch.equal(together.scored_KBC[:, 1:2], alone.scored_KBC)
@@ -186,14 +183,14 @@ def rows_of_steps(draw: st.DrawFn) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", MASKINGS.schemas)
 @given(steps=rows_of_steps(), key=st.integers(0, 2**32))
 @settings(max_examples=40, deadline=None)
 def test_scored_tokens_are_hidden_and_committed(
-    strategy: MaskingStrategy, steps: list[list[int]], key: int
+    name: str, steps: list[list[int]], key: int
 ) -> None:
     trace = make_trace(steps)
-    views = STRATEGIES[strategy](trace, torch.arange(len(steps)), EVERY[strategy], key)
+    views = MASKINGS.function(EVERY[name])(trace, torch.arange(len(steps)), EVERY[name], key)
     used_KBC = views.scored_KBC | views.candidate_KBC
     assert not (used_KBC & ~views.hidden_KBC).any()
     assert not (used_KBC & ~trace.committed_BC).any()
@@ -347,11 +344,11 @@ def test_left_to_right_shows_what_stands_before() -> None:
 
 def test_prompt_tokens_are_hidden_with_their_probability_and_by_row_alone() -> None:
     rollout = make_rollout([[5] * 40, [5] * 7], make_trace([[0], [0]] * 200), group_size=200)
-    config = AllConfig(strategy=MaskingStrategy.all, num_views=2, prompt_mask_prob=0.15)
+    config = AllConfig(num_views=2, prompt_mask_prob=0.15)
     masks = prompt_masks(build_views(rollout.trace, rollout.rows_B, config, KEY), rollout)
     assert masks is not None
     assert masks.shape == (2, 400, 40)
     assert masks.float().mean().item() == pytest.approx(0.15, abs=0.01)
     assert not torch.equal(masks[0], masks[1])
-    off = AllConfig(strategy=MaskingStrategy.all)
+    off = AllConfig()
     assert prompt_masks(build_views(rollout.trace, rollout.rows_B, off, KEY), rollout) is None

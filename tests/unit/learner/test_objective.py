@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift.config import KLEstimator, Level, Normalization, PolicyLoss
+from drift.config import KLEstimator, Level, Normalization, PpoClipConfig
 from drift.learner.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
 from drift.learner.sequence_objective import ScoredRows, row_objective
 from tests.conftest import bools, objective
@@ -44,7 +44,7 @@ def test_reinforce_is_minus_advantage_times_log_prob() -> None:
 def test_first_ppo_update_has_the_gradient_of_reinforce() -> None:
     first, second = tokens([-1.0, -2.0], [0.5, -1.0]), tokens([-1.0, -2.0], [0.5, -1.0])
     policy_objective(first, objective()).loss.backward()
-    policy_objective(second, objective(policy_loss=PolicyLoss.ppo_clip)).loss.backward()
+    policy_objective(second, objective(PpoClipConfig)).loss.backward()
     assert torch.equal(first.logp_N.grad, second.logp_N.grad)  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def test_clip_stops_the_gradient_only_where_the_step_was_already_taken() -> None
     log2 = math.log(2)
     logp = torch.tensor([log2, log2, -log2, -log2], requires_grad=True)
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    config = objective(policy_loss=PolicyLoss.ppo_clip, clip_low=0.2, clip_high=0.3)
+    config = objective(PpoClipConfig, clip_low=0.2, clip_high=0.3)
     loss, clipped = ppo_clip(logp, torch.zeros(4), advantage, config)
     assert loss.tolist() == pytest.approx([-1.3, 2.0, -0.5, 0.8])
     assert clipped.tolist() == [True, False, False, True]
@@ -184,9 +184,7 @@ def test_what_is_logged_is_a_mean_whatever_a_token_weighs(importance: float) -> 
             weight_N=weight_N,
             num_tokens=4,
         )
-        config = objective(
-            policy_loss=PolicyLoss.ppo_clip, kl_coef=0.1, kl_estimator=KLEstimator.k2
-        )
+        config = objective(PpoClipConfig, kl_coef=0.1, kl_estimator=KLEstimator.k2)
         sums = policy_objective(batch, config).sums
         assert sums["policy/entropy"].item() == pytest.approx(0.4)
         assert sums["kl/k2"].item() == pytest.approx(0.08)
@@ -208,7 +206,7 @@ def test_of_whole_rows_too_a_mean_is_logged(normalization: Normalization) -> Non
         group_size=2,
     )
     config = objective(
-        policy_loss=PolicyLoss.ppo_clip, level=Level.sequence, kl_coef=0.1,
+        PpoClipConfig, level=Level.sequence, kl_coef=0.1,
         kl_estimator=KLEstimator.k2,
     )  # fmt: skip
     sums = row_objective(rows, config).sums

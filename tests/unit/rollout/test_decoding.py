@@ -10,7 +10,14 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config import CacheMode, Confidence, EndSuppression, RemaskingRule, RolloutConfig
+from drift.config import (
+    CacheMode,
+    Confidence,
+    EndSuppression,
+    FactorConfig,
+    RolloutConfig,
+    ThresholdConfig,
+)
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
 from drift.rollout.remasking import factor, static, threshold
@@ -21,9 +28,9 @@ from tests.plain import plain_decode
 KEY = rng.stream(3, "test")
 PROMPTS = [[5, 6, 7], [4], [9, 8, 7, 6, 5, 4], [3, 3]]
 STATIC = rollout_config()
-SURE = rollout_config(remasking=RemaskingRule.threshold, threshold=0.9)
-FAST = rollout_config(remasking=RemaskingRule.threshold, threshold=0.3)
-FACTOR = rollout_config(remasking=RemaskingRule.factor, factor=1.5)
+SURE = rollout_config(ThresholdConfig, threshold=0.9)
+FAST = rollout_config(ThresholdConfig, threshold=0.3)
+FACTOR = rollout_config(FactorConfig, factor=1.5)
 RANDOM = replace(STATIC, confidence=Confidence.random)
 DUAL = replace(STATIC, cache=CacheMode.dual)
 PREFIX = replace(STATIC, cache=CacheMode.prefix)

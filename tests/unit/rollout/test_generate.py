@@ -99,7 +99,7 @@ def test_watch_sees_every_step(tiny: Policy) -> None:
         tiny,
         "3 9 5=7",
         gen_length=16,
-        remasking="static",
+        rollout="static",
         watch=lambda trace: seen.append(int(trace.committed_BC.sum())),
     )
     assert seen == list(range(1, len(seen) + 1))
@@ -108,7 +108,9 @@ def test_watch_sees_every_step(tiny: Policy) -> None:
 
 def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> None:
     with pytest.raises(ConfigError, match="system is set, but no chat"):
-        complete(tiny, ["3=3"], rollout_config({}), chat=False, seed=0, system="Be brief.")
+        complete(
+            tiny, ["3=3"], rollout_config("threshold", {}), chat=False, seed=0, system="Be brief."
+        )
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,24 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
         ("a", {"gen_lenght": 16}, ConfigError, "rollout.gen_lenght: no such option; did you mean"),
         ("a", {"gen_length": "long"}, ConfigError, "rollout.gen_length: Value 'long'"),
         ("a", {"gen_length": 48}, ConfigError, "rollout.gen_length=48 is not a multiple of"),
-        ("a", {"remasking": "statik"}, ConfigError, "rollout.remasking: Invalid value 'statik'"),
-        ("a", {"remasking": "factor"}, ConfigError, "rollout.factor=None must be above 0"),
-        ("a", {"remasking": "static", "threshold": 0.5}, ConfigError, "applies to"),
+        (
+            "a",
+            {"rollout": "statik"},
+            ConfigError,
+            "rollout=statik: choose one of static",
+        ),
+        (
+            "a",
+            {"rollout": "factor", "factor": 0},
+            ConfigError,
+            "rollout.factor=0.0 must be",
+        ),
+        (
+            "a",
+            {"rollout": "static", "threshold": 0.5},
+            ConfigError,
+            "threshold: no such option",
+        ),
         ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
         ([], {}, ConfigError, "there is no prompt to complete"),
         (["a", " "], {}, RolloutError, "prompt 2 is empty"),

@@ -7,29 +7,52 @@ from matplotlib.figure import Figure
 from drift.comparison.charts import accuracy_over_nfe
 from drift.comparison.records import Group, RunRecord
 from drift.comparison.report import Comparison
-from drift.runs.differences import telling, unnamed
+from drift.config.compose import typed
+from drift.runs.differences import as_now, flat_settings, telling, unnamed
+from drift.runs.manifest import settings_of
+from tests.configs import composed
 from tests.unit.comparison.test_compare import make_run
 
 
 def test_settings_that_tell_runs_apart_are_as_few_as_do_it() -> None:
     params = [
-        {"masking.num_views": "1", "masking.strategy": "all"},
-        {"masking.num_views": "2", "masking.strategy": "coupled"},
-        {"masking.num_views": "2", "masking.strategy": "coupled", "optim.lr": "1"},
+        {"masking.num_views": "1", "masking": "all"},
+        {"masking.num_views": "2", "masking": "coupled"},
+        {"masking.num_views": "2", "masking": "coupled", "optim.lr": "1"},
     ]
-    assert telling(params) == ["masking.strategy", "optim.lr"]
+    assert telling(params) == ["masking", "optim.lr"]
     assert telling(params[:1]) == []
+    before = {"masking.strategy": "all", "objective.policy_loss": "ppo_clip", "rollout.factor": ""}
+    before |= {"objective.clip_low": "0.2", "rollout.remasking": "static"}
+    assert as_now(before) == {
+        "masking": "all", "objective": "ppo_clip", "objective.clip_low": "0.2", "rollout": "static",
+    }  # fmt: skip
     kept = [{"checkpoint.every": "9", "optim.lr": "1"}, {"checkpoint.every": "8", "optim.lr": "2"}]
     assert telling(kept) == ["optim.lr"]  # what is learned with, not what is kept
+
+
+def test_a_run_of_an_earlier_version_has_the_same_settings() -> None:
+    now = settings_of(typed(composed()))
+    assert now["choices"]["masking"] == "sequential"
+    before = {group: value for group, value in now.items() if group != "choices"}
+    for group, fields in {
+        "masking": {"strategy": "sequential"},
+        "rollout": {"remasking": "threshold", "factor": None},
+        "objective": {"policy_loss": "reinforce", "clip_low": 0.2, "bound_share": None},
+        "curriculum": {"order": "epoch"},
+        "tracking": {"backend": "mlflow"},
+    }.items():
+        before[group] = before[group] | fields
+    assert flat_settings(before) == flat_settings(now)
 
 
 def test_what_differs_beside_the_columns_is_told() -> None:
     """One column tells the two apart, and hides that they learn at different rates."""
     both = [make_run("all"), make_run("random")]
-    both[0].params.update({"masking.strategy": "all", "optim.lr": "1e-4", "traces.every": "0"})
+    both[0].params.update({"masking": "all", "optim.lr": "1e-4", "traces.every": "0"})
     both[1].params.update(
         {
-            "masking.strategy": "random",
+            "masking": "random",
             "masking.ratio": "0.3",
             "optim.lr": "5e-4",
             "traces.every": "9",
@@ -39,7 +62,6 @@ def test_what_differs_beside_the_columns_is_told() -> None:
     assert comparison.settings == ["masking"]
     assert comparison.findings()[-1] == "Settings differ in more than their columns: optim.lr."
     assert comparison.differences() == [
-        ("masking.strategy", ["all", "random"]),
         ("masking.ratio", ["", "0.3"]),
         ("optim.lr", ["1e-4", "5e-4"]),
         ("traces.every", ["0", "9"]),
@@ -115,9 +137,7 @@ def test_findings_and_front_compare_runs_with_the_same_test_problems() -> None:
             run = make_run(accuracies=(0.1, accuracy + more))
             settings = {"task": task, "masking": masking}
             run.params.update(settings)
-            run.params.update(
-                {"task.name": task, "task.prompt": masking, "task.reward.format": task}
-            )
+            run.params.update({"task.prompt": masking, "task.reward.format": task})
             runs.append(replace(run, settings=settings))
     comparison = Comparison("s", runs)
     assert [comparison.row(group)[-1] for group in comparison.groups] == ["", "*", "", "*"]

@@ -9,7 +9,7 @@ import pytest
 from drift.common.errors import ConfigError
 from drift.common.files import read_json, write_json
 from drift.common.stats import wilson
-from drift.config import MlflowConfig, TrackingBackend, TrackingConfig, WandbConfig
+from drift.config import MlflowConfig, OffConfig, WandbConfig
 from drift.evals.cell import Cell, Progress
 from drift.runs.stores import Card, MlflowStore, open_experiment
 from drift.runs.tracking import MetricsFile, Tracker, sync
@@ -17,7 +17,6 @@ from drift.runs.tracking import MetricsFile, Tracker, sync
 
 def config(folder: Path, uri: str | None = None) -> MlflowConfig:
     return MlflowConfig(
-        backend=TrackingBackend.mlflow,
         uri=uri or f"sqlite:///{folder}/mlflow.db",
         system_metrics=False,
     )
@@ -150,7 +149,7 @@ def test_an_evaluation_that_is_sent_later_is_finished(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (tmp_path / "results.md").write_text("# Evaluation")
     Cell(folder, Progress(checkpoint="a", path="a", position=0, summary={"accuracy": 0.5})).save()
-    tracker = Tracker(TrackingConfig(backend=TrackingBackend.off), folder)
+    tracker = Tracker(OffConfig(), folder)
     tracker.start("eval", {}, {"kind": "eval"}, done_step=-1)
     tracker.log(0, {"eval/accuracy": 0.5})
     tracker.finish("FINISHED")
@@ -167,7 +166,7 @@ def test_a_missing_wandb_is_one_line_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # what `import` does without the package
     with pytest.raises(ConfigError, match=r"pip install 'drift\[wandb\]', or use tracking=mlflow"):
-        Tracker(WandbConfig(backend=TrackingBackend.wandb), tmp_path)
+        Tracker(WandbConfig(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

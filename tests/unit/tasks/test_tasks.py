@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import ConfigError
 from drift.common.types import Example, Score
-from drift.config import CountdownConfig, Split, SudokuConfig
-from drift.tasks import TASKS, Task, build_task
+from drift.config import CountdownConfig, Split, SudokuConfig, TaskConfig
+from drift.tasks import Task, build_task
 from drift.tasks.base import GeneratedTask, split_of
 from drift.tasks.countdown import evaluate, solutions
 from drift.tasks.extract import last_boxed, last_tag
@@ -386,10 +386,11 @@ def test_sudokus_habit_fills_each_row_in_ascending_order() -> None:
     assert demonstration == "<answer>1234341212434312</answer>"
 
 
-def test_an_unknown_task_lists_the_known_ones() -> None:
-    config = CountdownConfig(name="chess", prompt="", gen_length=8)
-    with pytest.raises(ConfigError, match=f"task.name=chess .*{', '.join(TASKS)}$"):
-        build_task(config)
+def test_the_class_of_the_settings_chooses_the_task() -> None:
+    label = CountdownConfig(name="chess", prompt="{numbers}", gen_length=8)
+    assert type(build_task(label)) is type(numbers_to_target([3, 9, 5], 11)[0])
+    with pytest.raises(ConfigError, match=r"^task: nothing implements TaskConfig; .* MathConfig, "):
+        build_task(TaskConfig(name="chess", prompt="", gen_length=8))
 
 
 @pytest.mark.parametrize("prompt", ["{number}", "{", "{0}", "{numbers.x}", "{target[0]}"])

@@ -15,17 +15,18 @@ from drift.config import (
     Confidence,
     CoupledConfig,
     ElboConfig,
+    FactorConfig,
     LeftToRightConfig,
-    MaskingStrategy,
     Normalization,
-    ObjectiveConfig,
-    PolicyLoss,
+    PpoClipConfig,
     QuadratureConfig,
     RandomConfig,
-    RemaskingRule,
+    ReinforceConfig,
     ReplayConfig,
     RolloutConfig,
     SequentialConfig,
+    StaticConfig,
+    ThresholdConfig,
     Times,
     ToyConfig,
     TraceConfig,
@@ -51,12 +52,11 @@ from tests.conftest import rollout_config
 
 TOY = ToyConfig(fit_steps=0)
 KEY = rng.stream(0, "test")
-KIND = MaskingStrategy
 
 
-def decoding(**changes: object) -> RolloutConfig:
+def decoding(kind: type[RolloutConfig] = StaticConfig, **changes: object) -> RolloutConfig:
     values: dict[str, object] = {"gen_length": 4, "block_length": 4, "steps": 4, "max_rows": 4096}
-    return rollout_config(**(values | changes))
+    return rollout_config(kind, **(values | changes))
 
 
 def toy(length: int = 4, seed: int = 1) -> tuple[Policy, Space]:
@@ -74,8 +74,8 @@ RULES = {
     "one block": decoding(),
     "two blocks": decoding(block_length=2),
     "two tokens a step": decoding(steps=2),
-    "threshold": decoding(remasking=RemaskingRule.threshold, threshold=0.6),
-    "factor": decoding(remasking=RemaskingRule.factor, factor=0.8, confidence=Confidence.margin),
+    "threshold": decoding(ThresholdConfig, threshold=0.6),
+    "factor": decoding(FactorConfig, factor=0.8, confidence=Confidence.margin),
     "random order": decoding(confidence=Confidence.random),
     "temperature": decoding(temperature=0.5, confidence=Confidence.entropy),
 }
@@ -155,7 +155,7 @@ def test_the_samplers_gradient_is_what_the_learner_makes_of_replay() -> None:
     policy, _ = toy(3)
     known = truth()
     rollout = as_rollout(known, torch.arange(len(known.prob_B)), 1)
-    views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(KIND.replay), KEY)
+    views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(), KEY)
     value_B = known.prob_B * (known.reward_B - known.mean_reward)
     for batch in micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64):
         logp_N, *_ = score(policy, batch, 1.0)
@@ -169,7 +169,7 @@ def test_hidden_prompt_tokens_reach_the_network() -> None:
     policy, space = toy(3)
     known = truth(patterns=4)
     rollout = as_rollout(known, torch.arange(len(known.prob_B)), 1)
-    config = AllConfig(KIND.all, prompt_mask_prob=0.5)
+    config = AllConfig(prompt_mask_prob=0.5)
     views = build_views(rollout.trace, rollout.rows_B, config, KEY)
     masks = prompt_masks(views, rollout)
     assert masks is not None
@@ -199,16 +199,16 @@ def test_a_fitted_toy_speaks_more_alike_in_every_order() -> None:
 
 
 def test_replay_has_no_bias_against_the_samplers_own_gradient() -> None:
-    report = measure_masking(truth(), ReplayConfig(KIND.replay), 2, KEY)
+    report = measure_masking(truth(), ReplayConfig(), 2, KEY)
     assert report.trace_bias < 1e-6
     assert report.masking_std == pytest.approx(0, abs=1e-3)
     assert report.bias > 0.01  # the choice of positions depends on the weights, too
-    one_step_groups = measure_masking(truth(), TraceConfig(KIND.trace, shrink=1), 2, KEY)
+    one_step_groups = measure_masking(truth(), TraceConfig(shrink=1), 2, KEY)
     assert one_step_groups == report
 
 
 def test_replay_is_exact_where_the_order_does_not_depend_on_the_words() -> None:
-    report = measure_masking(truth(Confidence.random), ReplayConfig(KIND.replay), 2, KEY)
+    report = measure_masking(truth(Confidence.random), ReplayConfig(), 2, KEY)
     assert report.bias < 1e-5
     assert report.cosine == pytest.approx(1, abs=1e-6)
     assert report.norm == pytest.approx(1, abs=1e-5)
@@ -218,16 +218,14 @@ def test_left_to_right_is_exact_for_a_sampler_from_left_to_right() -> None:
     policy, space = toy(3)
     config = decoding(gen_length=3, block_length=1, steps=3)
     known = count(policy, space, config, 1, policy)
-    report = measure_masking(known, LeftToRightConfig(KIND.left_to_right), 2, KEY)
+    report = measure_masking(known, LeftToRightConfig(), 2, KEY)
     assert report.bias < 1e-5
     assert report.loglik_rms < 1e-5
     assert report.loglik_std < 1e-5
 
 
 def test_uniform_steps_without_candidates_have_no_bias_and_more_noise() -> None:
-    config = SequentialConfig(
-        KIND.sequential, num_views=1, temperature=float("inf"), low_prob_threshold=1.0
-    )
+    config = SequentialConfig(num_views=1, temperature=float("inf"), low_prob_threshold=1.0)
     report = measure_masking(truth(Confidence.random), config, 200, KEY)
     assert report.bias < 4 * report.bias_se
     assert report.masking_std > 0.5
@@ -237,13 +235,13 @@ def test_uniform_steps_without_candidates_have_no_bias_and_more_noise() -> None:
     "config",
     [
         *(
-            ElboConfig(KIND.elbo, num_views=4, times=times, exact_count=exact)
+            ElboConfig(num_views=4, times=times, exact_count=exact)
             for times in Times
             for exact in (False, True)
         ),
-        QuadratureConfig(KIND.quadrature, num_views=2),
+        QuadratureConfig(num_views=2),
     ],
-    ids=lambda c: f"{c.strategy} {asdict(c)}",
+    ids=lambda c: f"{type(c).__name__} {asdict(c)}",
 )
 def test_elbo_views_estimate_the_mean_over_orders(config) -> None:
     # with one token a step in random order, the ELBO of an answer is the mean of log p(order)
@@ -265,9 +263,9 @@ def test_elbo_views_estimate_the_mean_over_orders(config) -> None:
 def test_more_views_mean_less_noise_and_the_same_bias() -> None:
     known = truth()
     for make in (
-        lambda k: RandomConfig(KIND.random, num_views=k, ratio=0.5),
-        lambda k: CoupledConfig(KIND.coupled, num_views=k),
-        lambda k: ElboConfig(KIND.elbo, num_views=k, exact_count=True),
+        lambda k: RandomConfig(num_views=k, ratio=0.5),
+        lambda k: CoupledConfig(num_views=k),
+        lambda k: ElboConfig(num_views=k, exact_count=True),
     ):
         few, many = (measure_masking(known, make(k), 64, KEY) for k in (2, 8))
         assert many.masking_std < 0.75 * few.masking_std
@@ -276,21 +274,20 @@ def test_more_views_mean_less_noise_and_the_same_bias() -> None:
 
 def test_one_step_estimates_have_no_noise_and_much_bias() -> None:
     known = truth(Confidence.random)
-    report = measure_masking(known, AllConfig(KIND.all), 2, KEY)
+    report = measure_masking(known, AllConfig(), 2, KEY)
     assert report.masking_std == pytest.approx(0, abs=1e-3)
     assert report.bias > 0.3
     assert report.loglik_rms > 0.5
 
 
 def test_at_ratio_one_a_clipped_ratio_has_the_gradient_of_reinforce() -> None:
-    known, masking = truth(Confidence.random), ReplayConfig(KIND.replay)
+    known, masking = truth(Confidence.random), ReplayConfig()
     reports = [
         measure_objective(
             known,
             known.table_TCW,
             masking,
-            ObjectiveConfig(
-                loss,
+            loss(
                 advantage=AdvantageEstimator.leave_one_out,
                 normalization=Normalization.sequence,
             ),
@@ -298,7 +295,7 @@ def test_at_ratio_one_a_clipped_ratio_has_the_gradient_of_reinforce() -> None:
             groups=4000,
             key=KEY,
         )
-        for loss in (PolicyLoss.reinforce, PolicyLoss.ppo_clip)
+        for loss in (ReinforceConfig, PpoClipConfig)
     ]
     assert asdict(reports[0]) == pytest.approx(asdict(reports[1]), rel=1e-5)
     # leave-one-out is unbiased; groups of equal rewards are in no denominator

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from drift.common import rng
 from drift.common.types import Advantages, Rollout, Score
-from drift.config import MaskingStrategy, SequentialConfig
+from drift.config import SequentialConfig
 from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
@@ -185,7 +185,7 @@ def tiny_rollout(policy: Policy) -> Rollout:
 
 def test_rows_hold_what_the_rollout_holds(tiny: Policy) -> None:
     rollout = tiny_rollout(tiny)
-    config = masking(SequentialConfig, strategy=MaskingStrategy.sequential, num_views=2)
+    config = masking(SequentialConfig, num_views=2)
     views = build_views(rollout.trace, rollout.rows_B, config, 0)
     advantages = Advantages(
         values_B=torch.tensor([0.5, -0.5]), used_B=torch.ones(2).bool(), zero_variance_groups=0

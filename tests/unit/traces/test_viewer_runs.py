@@ -10,12 +10,12 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, Score
 from drift.config import (
+    MASKINGS as NAMES,
     AllConfig,
     ClusterConfig,
     CoupledConfig,
     Dtype,
     MaskingConfig,
-    MaskingStrategy,
     OptimConfig,
     RandomConfig,
     RunConfig,
@@ -57,10 +57,10 @@ def sampled() -> tuple[Policy, Rollout, Advantages]:
 
 
 MASKINGS = [
-    masking(SequentialConfig, strategy=MaskingStrategy.sequential, low_prob_threshold=0.5),
-    masking(RandomConfig, strategy=MaskingStrategy.random),
-    masking(CoupledConfig, strategy=MaskingStrategy.coupled),
-    masking(AllConfig, strategy=MaskingStrategy.all),
+    masking(SequentialConfig, low_prob_threshold=0.5),
+    masking(RandomConfig),
+    masking(CoupledConfig),
+    masking(AllConfig),
 ]
 
 
@@ -77,12 +77,12 @@ def scored_by_the_loss(
     return work.token_KBC > 0
 
 
-@pytest.mark.parametrize("config", MASKINGS, ids=lambda config: config.strategy.value)
+@pytest.mark.parametrize("config", MASKINGS, ids=NAMES.name)
 def test_a_page_shows_what_the_loss_scores(config: MaskingConfig) -> None:
     policy, rollout, advantages = sampled()
     views = build_views(rollout.trace, rollout.rows_B, config, 0)
     scored_KBC = scored_by_the_loss(policy, rollout, advantages, views)
-    if config.strategy == MaskingStrategy.sequential:
+    if isinstance(config, SequentialConfig):
         assert (scored_KBC & ~views.scored_KBC).any()  # some candidates are likely enough
         assert (views.candidate_KBC & ~scored_KBC).any()  # and some are not
     rows = training_rows(policy, rollout, advantages, views, 6)

@@ -24,14 +24,9 @@ from drift.config import BaseConfig, register
 from drift.config.compose import CONF, typed
 from drift.config.explain import USER_ERRORS, explain, first_line, group_not_chosen, no_option
 from drift.runs import sweep
+from drift.runs.differences import RENAMED
 
-FELL = {  # settings that named an option; the option itself says it
-    "masking.strategy",
-    "rollout.remasking",
-    "curriculum.order",
-    "tracking.backend",
-    "objective.policy_loss",
-}
+NO_SETTINGS = [key for key in RENAMED if not key.endswith(".name")]  # the option says it
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 

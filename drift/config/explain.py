@@ -23,7 +23,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from drift.cli.command import FELL
+from drift.cli.command import NO_SETTINGS
 from drift.common.errors import DriftError
 from drift.config import GROUPS
 from drift.config.compose import CONF
@@ -110,7 +110,7 @@ def unknown_option(error: Any) -> str | None:
     if not error.full_key:
         return None
     group, _, name = str(error.full_key).rpartition(".")
-    if error.full_key in FELL:
+    if error.full_key in NO_SETTINGS:
         written = (word.lstrip("+").partition("=") for word in sys.argv[1:])
         value = next((value for key, _, value in written if key == error.full_key), "OPTION")
         options = ", ".join(options_of(group))

@@ -16,10 +16,10 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config import ROLLOUTS, Confidence, RolloutConfig
+from drift.config import Confidence, RolloutConfig
 from drift.policy.base import Policy
 from drift.rollout.caching import Blocks, Cached, Exact, open_cache
-from drift.rollout.remasking import shuffle
+from drift.rollout.remasking import rule_of, shuffle
 from drift.rollout.sampling import draw
 
 ORDER = 1  # counter that keeps the noise over positions apart from the noise over words
@@ -166,7 +166,7 @@ def denoise(
         order = rng.uniform(key, row_A[:, None], step_A[:, None], canvas_AK, torch.tensor(ORDER))
         confidence_AK = shuffle(confidence_AK, order, config.position_temperature or 1.0)
     steps_left_A = config.steps * size // config.gen_length - state.block_steps_B[active_A]
-    rule = ROLLOUTS.function(config)
+    rule = rule_of(config)
     commit_N = rule(confidence_AK, masked_AK, steps_left_A, config)[a_N, k_N]
 
     place = (batch_N[commit_N], canvas_N[commit_N])

@@ -9,10 +9,12 @@ Every rule has the same form and is entered in `ROLLOUTS` under the class of its
     step, so that a block never needs more steps than it has.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from drift.config import ROLLOUTS, FactorConfig, StaticConfig, ThresholdConfig
+from drift.config import ROLLOUTS, FactorConfig, RolloutConfig, StaticConfig, ThresholdConfig
 
 
 def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:
@@ -66,3 +68,8 @@ def shuffle(confidence_BK: Tensor, noise_BK: Tensor, temperature: float) -> Tens
     """
     gumbel_BK = -torch.log(-torch.log(noise_BK))
     return (confidence_BK.double() / temperature + gumbel_BK).float()
+
+
+def rule_of(config: RolloutConfig) -> Callable[[Tensor, Tensor, Tensor, RolloutConfig], Tensor]:
+    """The rule that the class of the settings chooses."""
+    return ROLLOUTS.function(config)

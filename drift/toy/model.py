@@ -15,10 +15,11 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import Trace
-from drift.config import ROLLOUTS, Confidence, RolloutConfig, ToyConfig
+from drift.config import Confidence, RolloutConfig, ToyConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.llada import LLADA
+from drift.rollout.remasking import rule_of
 from drift.rollout.sampling import CONFIDENCES
 
 STOP, MASK, FIRST = 0, 1, 2  # token ids: the stop token is a word, too
@@ -247,7 +248,7 @@ def transitions(
     nexts: list[Tensor] = []
     for order_DK in order_of(confidence_DK, masked_K, config.confidence == Confidence.random):
         commit_DC = torch.zeros(drawn_DC.shape, dtype=torch.bool)
-        chosen_DK = ROLLOUTS.function(config)(order_DK, masked_DK, left_D, config)
+        chosen_DK = rule_of(config)(order_DK, masked_DK, left_D, config)
         commit_DC[:, block.start : block.stop] = chosen_DK
         nexts.append(space.number(torch.where(commit_DC, drawn_DC, digits_C)))
     found_N, index = torch.cat(nexts).unique(return_inverse=True)

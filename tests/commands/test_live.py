@@ -5,7 +5,7 @@ import re
 from tests.conftest import Run
 
 SMOKE = (
-    "drift.train", "debug=smoke", "task.train_size=200", "tracking=off", "hydra.run.dir=run",
+    "drift.train", "debug=smoke", "tracking=off", "hydra.run.dir=run",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 
 SMALL = ("rollout.prompts_per_step=8", "rollout.group_size=4", "rollout.temperature=1.5",
-         "task.train_size=200", "eval.max_examples=10", "checkpoint.every=0",
+         "eval.max_examples=10", "checkpoint.every=0",
          "tracking=off")  # fmt: skip
 
 

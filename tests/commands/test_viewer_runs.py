@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,9 +11,6 @@ from drift.policy.loading import load_policy
 from tests.conftest import ROOT, Run, checked
 from tests.forkserver import command
 from tests.unit.traces.test_viewer import embedded
-
-if TYPE_CHECKING:
-    pass
 
 SMALL = ("rollout.prompts_per_step=8", "rollout.group_size=4", "rollout.temperature=1.5",
          "eval.max_examples=10", "checkpoint.every=0",

@@ -24,9 +24,7 @@ from drift.config import BaseConfig, register
 from drift.config.compose import CONF, typed
 from drift.config.explain import USER_ERRORS, explain, first_line, group_not_chosen, no_option
 from drift.runs import sweep
-from drift.runs.differences import RENAMED
 
-NO_SETTINGS = [key for key in RENAMED if not key.endswith(".name")]  # the option says it
 SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
 
 

@@ -23,11 +23,17 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from drift.cli.command import NO_SETTINGS
 from drift.common.errors import DriftError
 from drift.config import GROUPS
 from drift.config.compose import CONF
 
+SET_BY_OPTION = {  # settings of earlier versions: the option that is chosen says it
+    "masking.strategy": "masking",
+    "rollout.remasking": "rollout",
+    "curriculum.order": "curriculum",
+    "tracking.backend": "tracking",
+    "objective.policy_loss": "objective",
+}
 USER_ERRORS = (DriftError, HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -110,7 +116,7 @@ def unknown_option(error: Any) -> str | None:
     if not error.full_key:
         return None
     group, _, name = str(error.full_key).rpartition(".")
-    if error.full_key in NO_SETTINGS:
+    if error.full_key in SET_BY_OPTION:
         written = (word.lstrip("+").partition("=") for word in sys.argv[1:])
         value = next((value for key, _, value in written if key == error.full_key), "OPTION")
         options = ", ".join(options_of(group))

@@ -7,6 +7,8 @@ by its group, its settings follow: "masking", "masking.num_views".
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from drift.config.explain import SET_BY_OPTION
+
 Settings = dict[str, str]
 Value = TypeVar("Value")
 
@@ -16,11 +18,7 @@ RENAMED = {  # keys of config.yaml, and of params of earlier versions -> as they
     "model.name": "model",
     "task.name": "task",
     "cluster.name": "cluster",
-    "masking.strategy": "masking",
-    "rollout.remasking": "rollout",
-    "curriculum.order": "curriculum",
-    "tracking.backend": "tracking",
-    "objective.policy_loss": "objective",
+    **SET_BY_OPTION,
 }
 ONLY_WITH = {  # settings that every option of their group had, and those that have them now
     "rollout.threshold": ("threshold",),

@@ -7,7 +7,7 @@ results.json. Runs that differ in their seed alone are one setting, shown with 9
 import sys
 
 from drift.cli.command import run_command
-from drift.config import CompareConfig
+from drift.config.commands import CompareConfig
 
 
 def run(config: CompareConfig) -> None:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from drift.cli.command import run_command
 from drift.common import terminal
-from drift.config import DoctorConfig
+from drift.config.commands import DoctorConfig
 
 NUM_EXAMPLES = 8
 

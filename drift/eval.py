@@ -8,7 +8,7 @@ from hydra.types import RunMode
 
 from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
-from drift.config import EvalRunConfig
+from drift.config.commands import EvalRunConfig
 
 
 def run(config: EvalRunConfig) -> None:

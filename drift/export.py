@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drift.cli.command import run_command
 from drift.common.errors import ConfigError
-from drift.config import ExportConfig
+from drift.config.commands import ExportConfig
 
 SIZE = re.compile(r"[1-9]\d*[KMGT]B")
 LEAST_KEPT = 0.9  # of an adapter's update, without a warning

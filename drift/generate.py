@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from rich.console import Console
 
 from drift.cli.command import run_command
-from drift.config import GenerateConfig
+from drift.config.commands import GenerateConfig
 from drift.rollout.screen import Screen, check_trace, cost, read_prompts, write
 
 if TYPE_CHECKING:

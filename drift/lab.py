@@ -7,7 +7,7 @@ over random networks, and writes lab.json, lab.md and lab.png. With
 """
 
 from drift.cli.command import run_command
-from drift.config import LabConfig
+from drift.config.commands import LabConfig
 
 
 def run(config: LabConfig) -> None:

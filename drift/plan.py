@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from drift.cli.command import run_command
-from drift.config import PlanConfig
+from drift.config.commands import PlanConfig
 
 
 def run(config: PlanConfig) -> None:

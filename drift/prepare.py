@@ -7,7 +7,7 @@ problems are the same) is left out of train.
 """
 
 from drift.cli.command import run_command
-from drift.config.data import PrepareConfig
+from drift.config.commands import PrepareConfig
 
 
 def run(config: PrepareConfig) -> None:

@@ -8,7 +8,7 @@ none of the summary's figures but its own.
 """
 
 from drift.cli.command import run_command
-from drift.config import ScoreConfig
+from drift.config.commands import ScoreConfig
 
 
 def run(config: ScoreConfig) -> None:

@@ -8,7 +8,7 @@ The run's folder gets the policy, whole, every `eval.every` steps and at the las
 """
 
 from drift.cli.command import run_command
-from drift.config import SFTConfig
+from drift.config.commands import SFTConfig
 
 
 def run(config: SFTConfig) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drift.cli.command import run_command
 from drift.common.errors import ConfigError
-from drift.config import TrackConfig
+from drift.config.commands import TrackConfig
 
 log = logging.getLogger("drift")
 

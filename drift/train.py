@@ -2,7 +2,7 @@
 
 from drift.cli.command import run_command
 from drift.cluster.launch import in_ranks
-from drift.config import RunConfig
+from drift.config.commands import RunConfig
 
 
 def run(config: RunConfig) -> None:

@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
-from drift.config import (
-    FamilyName,
-    MaskingConfig,
-    ObjectiveConfig,
-    ReinforceConfig,
-    RolloutConfig,
-    StaticConfig,
-)
+from drift.config.masking import MaskingConfig
+from drift.config.model import FamilyName
+from drift.config.objective import ObjectiveConfig, ReinforceConfig
+from drift.config.rollout import RolloutConfig, StaticConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES

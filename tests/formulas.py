@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import MaskedViews, Trace
-from drift.config import RunConfig
+from drift.config.commands import RunConfig
 
 GROUP, CANVAS = 4, 6
 

@@ -11,16 +11,11 @@ import sys
 import torch
 
 from drift.cluster.engine import Engine
-from drift.config import (
-    ClusterConfig,
-    Dtype,
-    FamilyName,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RolloutConfig,
-    RolloutWeights,
-)
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype, FamilyName, ModelConfig
+from drift.config.objective import ObjectiveConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import RolloutConfig, RolloutWeights
 from drift.planning.memory import Sizes, held, split_of
 from drift.policy.loading import load_model
 

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config import (
-    CacheMode,
-    Confidence,
-    EndSuppression,
-    RolloutConfig,
-    StaticConfig,
-    ThresholdConfig,
-)
+from drift.config.rollout import CacheMode, Confidence, RolloutConfig, StaticConfig, ThresholdConfig
+from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 from tests.oracles import rms_norm, rope, swiglu
 

@@ -9,7 +9,9 @@ import torch
 
 from drift.cluster.engine import Engine
 from drift.cluster.zero import MOMENTS
-from drift.config import ClusterConfig, Dtype, OptimConfig
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype
+from drift.config.optim import OptimConfig
 from drift.policy.loading import load_policy
 
 MAX_NORM = 0.5

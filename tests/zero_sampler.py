@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from drift.cluster.engine import Engine
-from drift.config import ClusterConfig, Dtype, LoraConfig, ModelConfig, OptimConfig
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype, LoraConfig, ModelConfig
+from drift.config.optim import OptimConfig
 from drift.policy.base import Policy
 from drift.policy.loading import load_model
 from drift.policy.replica import Gathered, Replica

@@ -20,7 +20,8 @@ from drift.cli import help
 from drift.cluster.submission import lost_job
 from drift.common import ranks
 from drift.common.errors import DriftError
-from drift.config import BaseConfig, register
+from drift.config import register
+from drift.config.commands import BaseConfig
 from drift.config.compose import CONF, typed
 from drift.config.explain import USER_ERRORS, explain, first_line, group_not_chosen, no_option
 from drift.runs import sweep

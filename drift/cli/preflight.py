@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from drift.cluster.submission import difference, refusal
 from drift.common.errors import ConfigError
-from drift.config import OwnTaskConfig
 from drift.config.checks import validate
 from drift.config.compose import typed
 from drift.config.explain import explain
+from drift.config.task import OwnTaskConfig
 from drift.runs import sweep
 
 SWEEP_DIR = "hydra.sweep.dir"

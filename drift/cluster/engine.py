@@ -27,8 +27,10 @@ from drift.cluster.watchdog import Watchdog
 from drift.cluster.zero import Partition
 from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, TrainingError
-from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
 from drift.config.checks import refused_share
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype
+from drift.config.optim import OptimConfig, Schedule
 
 DEFAULT_THREADS = torch.get_num_threads()
 NOT_OURS = ("USE_DEEPSPEED", "USE_FSDP", "USE_CPU", "DYNAMO_BACKEND")  # of `accelerate launch`

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from drift.common.ranks import ALONE, STARTED_BY, Ranks, find
-from drift.config import ClusterConfig
+from drift.config.cluster import ClusterConfig
 
 USUAL_PORT = 29_500  # torchrun's
 

@@ -10,7 +10,7 @@ from typing import Any
 from drift.common.errors import ConfigError
 from drift.common.files import read_json
 from drift.common.stats import Estimate, mean_height, pareto_front, t_interval, wilson
-from drift.config import MlflowConfig
+from drift.config.tracking import MlflowConfig
 from drift.runs.differences import as_now, comparable, telling, tested_on
 from drift.runs.stores import STEP, TIME, Line, find_experiment
 from drift.runs.sweep import SWEEP, by_key, refresh

@@ -22,7 +22,8 @@ from drift.comparison.records import (
     horizon,
     pareto,
 )
-from drift.config import CompareConfig, MlflowConfig
+from drift.config.commands import CompareConfig
+from drift.config.tracking import MlflowConfig
 from drift.runs.differences import differing, unnamed
 from drift.runs.stores import HTTP, STEP, comparison_address, open_experiment, ui_command
 

@@ -4,31 +4,27 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from drift.common.errors import ConfigError
-from drift.config import (
+from drift.config.bounds import out_of_range
+from drift.config.checks_learner import curriculum_problems, masking_problems, objective_problems
+from drift.config.cluster import ClusterConfig, SlurmConfig, SubmititConfig
+from drift.config.commands import BaseConfig, EvalRunConfig, LabConfig, RunConfig, ScoreConfig
+from drift.config.model import AttentionBackend
+from drift.config.rollout import (
     ROLLOUTS,
-    AttentionBackend,
-    BaseConfig,
     CacheMode,
-    ClusterConfig,
     Confidence,
-    CountdownConfig,
-    EndSuppression,
-    EvalRunConfig,
-    LabConfig,
-    RewardConfig,
     RolloutConfig,
     RolloutWeights,
-    RunConfig,
-    ScoreConfig,
-    SlurmConfig,
     StaticConfig,
-    SubmititConfig,
+)
+from drift.config.task import (
+    CountdownConfig,
+    EndSuppression,
+    RewardConfig,
     SudokuConfig,
     TaskConfig,
     Truncated,
 )
-from drift.config.bounds import out_of_range
-from drift.config.checks_learner import curriculum_problems, masking_problems, objective_problems
 
 
 def setting(config: object, key: str) -> object:

@@ -2,34 +2,35 @@
 
 from collections.abc import Iterator
 
-from drift.config import (
+from drift.config.commands import RunConfig, SFTConfig
+from drift.config.masking import (
     MASKINGS,
-    OBJECTIVES,
-    AdvantageEstimator,
     AllConfig,
     BlockConfig,
-    BoundaryConfig,
-    ClippedConfig,
     CoupledConfig,
     CoupledRatioConfig,
     ElboConfig,
-    Importance,
-    KLEstimator,
-    Level,
     MaskingConfig,
-    Normalization,
-    ObjectiveConfig,
     QuadratureConfig,
     RandomConfig,
     ReplayConfig,
-    RewardControl,
-    RunConfig,
-    SandwichConfig,
-    SelfNormalizedConfig,
     SequentialConfig,
-    SFTConfig,
     Times,
     TraceConfig,
+)
+from drift.config.objective import (
+    OBJECTIVES,
+    AdvantageEstimator,
+    BoundaryConfig,
+    ClippedConfig,
+    Importance,
+    KLEstimator,
+    Level,
+    Normalization,
+    ObjectiveConfig,
+    RewardControl,
+    SandwichConfig,
+    SelfNormalizedConfig,
     ValueConfig,
 )
 

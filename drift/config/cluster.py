@@ -1,4 +1,4 @@
-"""The settings of processes and machines; re-exported by config.py."""
+"""Settings of processes and machines. Imports no torch."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Settings of the choice of prompts; re-exported by config.py. Imports no torch."""
+"""Settings of the choice of prompts. Imports no torch."""
 
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from omegaconf import MISSING
-
 from drift.config.registry import Registry
 
 
@@ -40,22 +38,3 @@ class OffConfig(TrackingConfig):
 TRACKINGS = Registry[TrackingConfig](
     "tracking", {"mlflow": MlflowConfig, "wandb": WandbConfig, "off": OffConfig}
 )
-
-
-@dataclass
-class TrackConfig:
-    """`python -m drift.track sync FOLDER`."""
-
-    folder: str = MISSING  # of a run, or of several, as of a sweep
-    tracking: TrackingConfig | None = None  # null = where each run's own settings say
-    output_dir: str = ""  # as in BaseConfig
-
-
-@dataclass
-class CompareConfig:
-    """`python -m drift.compare`."""
-
-    tracking: TrackingConfig = MISSING  # without `sweep`: the MLflow experiment to read
-    sweep: str | None = None  # a sweep's folder
-    output: str | None = None  # a folder; null = compare/ in the sweep's, or outputs/compare/NAME
-    output_dir: str = ""  # as in BaseConfig

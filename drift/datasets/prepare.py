@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from drift import __version__
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest, whole_folder, write_json
-from drift.config import Split
-from drift.config.data import Dataset, OnError, PrepareConfig
+from drift.config.commands import Dataset, PrepareConfig
+from drift.config.data import OnError
+from drift.config.task import Split
 
 if TYPE_CHECKING:
     from drift.datasets.sources import Part

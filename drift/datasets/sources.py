@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drift.common.errors import ConfigError, DataError
-from drift.config import Split
-from drift.config.data import Dataset
+from drift.config.commands import Dataset
+from drift.config.task import Split
 from drift.tasks.code_sources import SHOWN_TESTS, humaneval_record, mbpp_record
 from drift.tasks.contamination import Problem, plain
 from drift.tasks.extract import last_boxed

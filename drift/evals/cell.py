@@ -23,7 +23,8 @@ from drift.common import rng
 from drift.common.errors import CheckpointError, DataError
 from drift.common.files import digest, flush, read_json, sole_user, survives_a_full_disk, write_json
 from drift.common.types import Example, Rollout
-from drift.config import ROLLOUTS, EvalRunConfig
+from drift.config.commands import EvalRunConfig
+from drift.config.rollout import ROLLOUTS
 from drift.policy.base import Policy
 from drift.rollout.evaluate import Completion, Problems, complete
 from drift.runs.manifest import data_digest, installed

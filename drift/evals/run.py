@@ -11,7 +11,7 @@ from rich.table import Table
 from drift.common import terminal
 from drift.common.errors import CheckpointError
 from drift.common.files import read_json
-from drift.config import EvalRunConfig
+from drift.config.commands import EvalRunConfig
 from drift.runs.differences import as_now, flat
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Advantages
-from drift.config import AdvantageEstimator
+from drift.config.objective import AdvantageEstimator
 
 MIN_STD = 1e-2  # bounds the scale where a group's rewards are nearly equal
 SAME_REWARD = 1e-6

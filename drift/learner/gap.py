@@ -13,7 +13,7 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
-from drift.config import RunConfig
+from drift.config.commands import RunConfig
 from drift.learner.likelihood import micro_batches, pad_batches, token_logps
 from drift.learner.objective import k3
 from drift.policy.base import Policy

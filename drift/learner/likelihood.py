@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drift.common import terminal
 from drift.common.types import Rollout, TokenLogps
-from drift.config import AdvantageEstimator, Importance, Level, ObjectiveConfig
+from drift.config.objective import AdvantageEstimator, Importance, Level, ObjectiveConfig
 from drift.policy.base import SpecialIds
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import LossOutput
-from drift.config import (
+from drift.config.objective import (
     OBJECTIVES,
     BoundaryConfig,
     Level,

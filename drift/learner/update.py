@@ -8,7 +8,8 @@ from torch import Tensor
 
 from drift.cluster.engine import Engine
 from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
-from drift.config import Importance, Level, Normalization, ObjectiveConfig, RunConfig
+from drift.config.commands import RunConfig
+from drift.config.objective import Importance, Level, Normalization, ObjectiveConfig
 from drift.learner.gap import importance_weights
 from drift.learner.likelihood import (
     MicroBatch,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import LossOutput
-from drift.config import ValueConfig
+from drift.config.objective import ValueConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

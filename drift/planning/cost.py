@@ -8,16 +8,9 @@ denoising steps: upper bounds where rows end early or several tokens are committ
 
 from math import ceil
 
-from drift.config import (
-    CacheMode,
-    LeftToRightConfig,
-    ReplayConfig,
-    RolloutConfig,
-    RolloutWeights,
-    RunConfig,
-    SequentialConfig,
-    TraceConfig,
-)
+from drift.config.commands import RunConfig
+from drift.config.masking import LeftToRightConfig, ReplayConfig, SequentialConfig, TraceConfig
+from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
 from drift.learner.likelihood import asks_old
 from drift.planning.memory import (
     Sizes,

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import Example, PromptBatch, Rollout, Trace
-from drift.config import CacheMode, Dtype, ObjectiveConfig, OptimConfig, RolloutConfig
+from drift.config.model import Dtype
+from drift.config.objective import ObjectiveConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import CacheMode, RolloutConfig
 from drift.learner.likelihood import micro_batches, token_logps
 from drift.learner.objective import k3
 from drift.planning.memory import GIB, Sizes, sampling, training, words

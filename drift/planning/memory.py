@@ -7,16 +7,11 @@ Activations are what autograd keeps for the backward pass; tests compare them wi
 
 from dataclasses import dataclass
 
-from drift.config import (
-    CacheMode,
-    ClusterConfig,
-    Dtype,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RolloutConfig,
-    RolloutWeights,
-)
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype, ModelConfig
+from drift.config.objective import ObjectiveConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
 from drift.policy.backbone import BackboneConfig
 from drift.policy.base import head_chunk_bytes
 from drift.rollout.caching import cache_length

@@ -13,9 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from drift.common.errors import ConfigError
 from drift.common.files import read_json
-from drift.config import ModelConfig, PlanConfig, RunConfig
 from drift.config.checks import refused_share, validate
+from drift.config.commands import PlanConfig, RunConfig
 from drift.config.compose import typed
+from drift.config.model import ModelConfig
 from drift.planning import cost, memory
 from drift.planning.memory import GIB, Sizes, Terms
 from drift.planning.shapes import HUB, SHAPES

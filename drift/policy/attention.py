@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift.common.errors import ConfigError
-from drift.config import AttentionBackend
+from drift.config.model import AttentionBackend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

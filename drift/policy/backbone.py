@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from drift.config import AttentionBackend
+from drift.config.model import AttentionBackend
 from drift.policy.attention import BACKENDS, Attend
 
 

@@ -19,7 +19,7 @@ from drift.cluster.zero import Partition, ZeroConfig, gathered
 from drift.common import terminal
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.files import read_json
-from drift.config import AttentionBackend, Dtype, ModelConfig
+from drift.config.model import AttentionBackend, Dtype, ModelConfig
 from drift.policy import lora
 from drift.policy.attention import BACKENDS
 from drift.policy.backbone import Backbone, BackboneConfig

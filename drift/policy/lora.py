@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drift.cluster.zero import gathered
 from drift.common.errors import CheckpointError
-from drift.config import LoraConfig as LoraSettings
+from drift.config.model import LoraConfig as LoraSettings
 from drift.policy.base import Policy
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift.common.errors import RolloutError
-from drift.config import CacheMode, RolloutConfig
+from drift.config.rollout import CacheMode, RolloutConfig
 from drift.policy.backbone import Cache, unless_full
 from drift.policy.base import Policy
 

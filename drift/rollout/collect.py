@@ -8,7 +8,7 @@ import torch
 
 from drift.common import terminal
 from drift.common.types import PromptBatch, Rollout, Trace
-from drift.config import RolloutConfig
+from drift.config.rollout import RolloutConfig
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
 from drift.tasks import Task

@@ -16,7 +16,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config import Confidence, RolloutConfig
+from drift.config.rollout import Confidence, RolloutConfig
 from drift.policy.base import Policy
 from drift.rollout.caching import Blocks, Cached, Exact, open_cache
 from drift.rollout.remasking import rule_of, shuffle

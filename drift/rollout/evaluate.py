@@ -11,7 +11,9 @@ from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.stats import Accuracy
 from drift.common.types import Example, PromptBatch, Rollout
-from drift.config import EvalRunConfig, RolloutConfig, RunConfig, SFTConfig, Split
+from drift.config.commands import EvalRunConfig, RunConfig, SFTConfig
+from drift.config.rollout import RolloutConfig
+from drift.config.task import Split
 from drift.policy.base import Policy
 from drift.rollout.collect import completions
 from drift.rollout.prompts import encode_all

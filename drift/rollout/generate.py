@@ -9,16 +9,13 @@ from omegaconf.errors import OmegaConfBaseException
 from drift.common import rng
 from drift.common.errors import ConfigError, RolloutError
 from drift.common.types import Example, PromptBatch, Rollout, Trace
-from drift.config import (
-    ROLLOUTS,
-    BaseConfig,
-    ClusterConfig,
-    ModelConfig,
-    RolloutConfig,
-    TaskConfig,
-)
 from drift.config.checks import validate
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import BaseConfig
 from drift.config.explain import explain
+from drift.config.model import ModelConfig
+from drift.config.rollout import ROLLOUTS, RolloutConfig
+from drift.config.task import TaskConfig
 from drift.policy.base import Policy
 from drift.rollout.collect import completions
 from drift.rollout.prompts import encode_text, render

@@ -5,7 +5,7 @@ from typing import Any
 from drift.common import terminal
 from drift.common.errors import CheckpointError, RolloutError
 from drift.common.types import Example
-from drift.config import LongPrompts, TaskConfig
+from drift.config.task import LongPrompts, TaskConfig
 from drift.policy.base import Policy
 
 

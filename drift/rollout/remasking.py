@@ -14,7 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drift.config import ROLLOUTS, FactorConfig, RolloutConfig, StaticConfig, ThresholdConfig
+from drift.config.rollout import (
+    ROLLOUTS,
+    FactorConfig,
+    RolloutConfig,
+    StaticConfig,
+    ThresholdConfig,
+)
 
 
 def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:

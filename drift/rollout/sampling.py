@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift.common.errors import RolloutError
-from drift.config import Confidence, EndSuppression, RolloutConfig
+from drift.config.rollout import Confidence, RolloutConfig
+from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 
 CHUNK = 256  # words summed together in `invert`

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from drift.common.errors import ConfigError, DataError
-from drift.config import GenerateConfig
+from drift.config.commands import GenerateConfig
 
 if TYPE_CHECKING:
     from drift.common.types import Rollout, Trace

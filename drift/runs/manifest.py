@@ -16,7 +16,8 @@ from drift import __version__
 from drift.cluster.engine import gpu_names
 from drift.common.files import write_json
 from drift.common.types import Example
-from drift.config import REGISTRIES, RunConfig, SFTConfig
+from drift.config import REGISTRIES
+from drift.config.commands import RunConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from drift.common.errors import ConfigError
 from drift.common.files import locked, write_text
-from drift.config import TRACKINGS, MlflowConfig, TrackingConfig, WandbConfig, WandbMode
+from drift.config.tracking import TRACKINGS, MlflowConfig, TrackingConfig, WandbConfig, WandbMode
 
 MAX_PARAMS, MAX_PARAM_CHARS, MAX_METRICS = 100, 6000, 1000  # MLflow's limits for one call
 SQLITE, HTTP = "sqlite:///", ("http://", "https://")

@@ -21,8 +21,9 @@ from drift.cluster.preemption import RequeuedExit
 from drift.common import ranks, terminal
 from drift.common.errors import ConfigError, PreemptedError
 from drift.common.files import in_use, is_locked, locked, locked_shared, read_json, write_json
-from drift.config import EvalRunConfig, MlflowConfig, RunConfig
 from drift.config.checks import validate
+from drift.config.commands import EvalRunConfig, RunConfig
+from drift.config.tracking import MlflowConfig
 from drift.runs.stores import open_experiment
 from drift.runs.tracking import JOB, SUMMARY, MetricsFile
 

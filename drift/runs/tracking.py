@@ -18,7 +18,7 @@ from typing import Any
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import digest, in_use, read_json, write_json, write_text
-from drift.config import TRACKINGS, MlflowConfig, OffConfig, TrackingConfig, WandbConfig
+from drift.config.tracking import TRACKINGS, MlflowConfig, OffConfig, TrackingConfig, WandbConfig
 from drift.runs.stores import STEP, TIME, Card, Line, Store, absolute, import_wandb, open_store
 
 PHASES = ("rollout", "reward", "update", "sync", "eval", "checkpoint")  # of a run's time

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from drift.common.errors import ConfigError
-from drift.config import (
+from drift.config.data import OnError
+from drift.config.task import (
     TASKS,
     ArithmeticConfig,
     CodeConfig,
@@ -16,7 +17,6 @@ from drift.config import (
     SudokuConfig,
     TaskConfig,
 )
-from drift.config.data import OnError
 from drift.tasks.arithmetic import Arithmetic
 from drift.tasks.base import Task
 from drift.tasks.code import Code

@@ -5,7 +5,7 @@ import re
 
 from drift.common.errors import DataError
 from drift.common.types import Example, Score
-from drift.config import ArithmeticConfig
+from drift.config.task import ArithmeticConfig
 from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer, string

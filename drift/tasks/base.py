@@ -13,8 +13,9 @@ from pathlib import Path
 from drift.common import terminal
 from drift.common.errors import ConfigError, DataError, DriftError, GradingError
 from drift.common.types import Example, Score
-from drift.config import GeneratedTaskConfig, Split, TaskConfig
-from drift.config.data import Dataset, OnError
+from drift.config.commands import Dataset
+from drift.config.data import OnError
+from drift.config.task import GeneratedTaskConfig, Split, TaskConfig
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.records import Record, read_records
 

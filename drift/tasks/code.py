@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from drift.common.types import Example, Score
-from drift.config import CodeConfig, Split
+from drift.config.task import CodeConfig, Split
 from drift.tasks.base import Task
 from drift.tasks.code_sources import SHOWN_TESTS
 from drift.tasks.extract import Block

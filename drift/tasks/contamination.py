@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from drift.common.errors import DataError
 from drift.common.types import Example
-from drift.config import FilesConfig, Split
+from drift.config.task import FilesConfig, Split
 from drift.tasks import Task
 
 NUM_WORDS = 13

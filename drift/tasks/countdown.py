@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from drift.common.errors import DataError
 from drift.common.types import Example, Score
-from drift.config import CountdownConfig
+from drift.config.task import CountdownConfig
 from drift.tasks.base import GeneratedTask, graded
 from drift.tasks.extract import last_boxed, last_tag
 from drift.tasks.records import integer

@@ -4,7 +4,7 @@ How answers are read and compared: drift/graders/parse.py and compare.py.
 """
 
 from drift.common.types import Example, Score
-from drift.config import MathConfig
+from drift.config.task import MathConfig
 from drift.graders.compare import Undecided, compare, equal_by_form
 from drift.graders.parse import parse
 from drift.graders.pool import WorkerPool

@@ -4,7 +4,7 @@ import hashlib
 import random
 
 from drift.common.types import Example, Score
-from drift.config import OneLineCodeConfig
+from drift.config.task import OneLineCodeConfig
 from drift.tasks.base import GeneratedTask
 from drift.tasks.programs import AssertTests, ProgramGrader, program_of
 from drift.tasks.records import string

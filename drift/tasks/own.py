@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from drift.common.errors import ConfigError
-from drift.config import TaskConfig
+from drift.config.task import TaskConfig
 from drift.tasks.base import Task
 
 GROUP = "drift.tasks"  # of the entry points

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from drift.common import terminal
 from drift.common.types import Score
-from drift.config import SandboxConfig
+from drift.config.task import SandboxConfig
 from drift.sandbox import Asserts, Request, Sandbox, Stdio, Verdict
 from drift.sandbox.names import Uses, examine
 from drift.tasks.base import graded

@@ -9,7 +9,7 @@ from typing import Any
 
 from drift.common.errors import ConfigError
 from drift.common.types import Example, Score
-from drift.config import ReasoningGymConfig, Split
+from drift.config.task import ReasoningGymConfig, Split
 from drift.graders.pool import WorkerPool
 from drift.tasks.base import Task, split_of
 from drift.tasks.extract import Block, last_boxed, last_tag, without_special_tokens

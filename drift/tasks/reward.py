@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from drift.common.types import Example, Score
-from drift.config import Truncated
+from drift.config.task import Truncated
 from drift.tasks import Task
 
 

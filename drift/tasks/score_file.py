@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from drift.common import terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest, whole_file, write_json
-from drift.config import ScoreConfig
+from drift.config.commands import ScoreConfig
 
 if TYPE_CHECKING:
     from drift.common.types import Score

@@ -9,8 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.types import Example, Score
-from drift.config import ScoreConfig, register
+from drift.config import register
 from drift.config.checks import validate
+from drift.config.commands import ScoreConfig
 from drift.config.compose import CONF, typed
 from drift.config.data import OnError
 from drift.config.explain import explain

@@ -8,7 +8,7 @@ from math import isqrt
 
 from drift.common.errors import DataError
 from drift.common.types import Example, Score
-from drift.config import SudokuConfig
+from drift.config.task import SudokuConfig
 from drift.tasks.base import GeneratedTask
 from drift.tasks.extract import Block, last_tag, without_special_tokens
 from drift.tasks.records import string

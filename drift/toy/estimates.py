@@ -13,7 +13,8 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, TokenLogps
-from drift.config import Level, MaskingConfig, Normalization, ObjectiveConfig
+from drift.config.masking import MaskingConfig
+from drift.config.objective import Level, Normalization, ObjectiveConfig
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
 from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh

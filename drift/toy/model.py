@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import Trace
-from drift.config import Confidence, RolloutConfig, ToyConfig
+from drift.config.commands import ToyConfig
+from drift.config.rollout import Confidence, RolloutConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.llada import LLADA

@@ -10,34 +10,35 @@ from typing import TYPE_CHECKING, Any
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
-from drift.config import (
-    ROLLOUTS,
-    AdvantageEstimator,
+from drift.config.checks_learner import masking_problems, objective_problems
+from drift.config.commands import LabConfig, RunConfig
+from drift.config.masking import (
     AllConfig,
     BlockConfig,
-    BoundaryConfig,
     CoupledConfig,
     CoupledRatioConfig,
     ElboConfig,
-    LabConfig,
     LeftToRightConfig,
-    Level,
     MaskingConfig,
-    Normalization,
-    ObjectiveConfig,
-    PpoClipConfig,
     QuadratureConfig,
     RandomConfig,
-    ReinforceConfig,
     ReplayConfig,
-    RunConfig,
-    SandwichConfig,
-    SelfNormalizedConfig,
     SequentialConfig,
     Times,
     TraceConfig,
 )
-from drift.config.checks_learner import masking_problems, objective_problems
+from drift.config.objective import (
+    AdvantageEstimator,
+    BoundaryConfig,
+    Level,
+    Normalization,
+    ObjectiveConfig,
+    PpoClipConfig,
+    ReinforceConfig,
+    SandwichConfig,
+    SelfNormalizedConfig,
+)
+from drift.config.rollout import ROLLOUTS
 
 if TYPE_CHECKING:
     from drift.toy.truth import Truth

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
-from drift.config import RolloutConfig
+from drift.config.rollout import RolloutConfig
 from drift.learner.masking import prompt_masks
 from drift.policy.base import Policy
 from drift.toy.model import Space, Trajectories, enumerate_trajectories, gradients, reward, table

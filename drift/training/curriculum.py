@@ -18,7 +18,8 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import PromptBatch, Rollout, Trace
-from drift.config import InformativeConfig, RunConfig
+from drift.config.commands import RunConfig
+from drift.config.curriculum import InformativeConfig
 from drift.learner.advantage import SAME_REWARD, spread
 from drift.rollout.evaluate import Problems
 

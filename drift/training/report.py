@@ -12,7 +12,9 @@ from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.files import read_json, survives_a_full_disk, write_json
 from drift.common.types import Advantages, Rollout
-from drift.config import MASKINGS, AdvantageEstimator, RunConfig
+from drift.config.commands import RunConfig
+from drift.config.masking import MASKINGS
+from drift.config.objective import AdvantageEstimator
 from drift.rollout.evaluate import EvalResult
 from drift.runs.tracking import PHASES, TRAINING, Tracker
 from drift.traces.page import TraceRow, write_trace

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.files import read_json
-from drift.config import RunConfig
+from drift.config.commands import RunConfig
 from drift.runs.differences import BOOKKEEPING, flat, flat_settings
 
 if TYPE_CHECKING:

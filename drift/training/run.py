@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import PreemptedError
 from drift.common.files import digest, read_json, sole_user
-from drift.config import AdvantageEstimator, ClusterConfig, Dtype, RunConfig, Split
 from drift.config.checks_learner import idle_settings
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.model import Dtype
+from drift.config.objective import AdvantageEstimator
+from drift.config.task import Split
 from drift.runs.differences import flat_settings
 from drift.training.resume import (
     Resumed,

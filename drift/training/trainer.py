@@ -15,8 +15,11 @@ from drift.cluster.preemption import Notice, patience_s
 from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
-from drift.config import RewardControl, RolloutWeights, RunConfig, Split
 from drift.config.checks import refused_weights
+from drift.config.commands import RunConfig
+from drift.config.objective import RewardControl
+from drift.config.rollout import RolloutWeights
+from drift.config.task import Split
 from drift.learner.advantage import estimate
 from drift.learner.gap import sampler_gap, warn_of_gap
 from drift.learner.masking import build_views

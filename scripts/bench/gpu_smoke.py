@@ -17,12 +17,9 @@ from common import machine, peak_gib, random_policy, reset_peak, seconds, show
 
 from drift.common import rng
 from drift.common.types import Example
-from drift.config import (
-    Dtype,
-    EndSuppression,
-    LoraConfig,
-    StaticConfig,
-)
+from drift.config.model import Dtype, LoraConfig
+from drift.config.rollout import StaticConfig
+from drift.config.task import EndSuppression
 from drift.planning.diagnosis import Patient, examine
 from drift.policy import lora
 from drift.policy.base import Policy

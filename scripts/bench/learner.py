@@ -18,15 +18,10 @@ import torch
 from common import machine, machine_rates, peak_gib, prompts_of, random_policy, seconds, show
 from torch.profiler import ProfilerActivity, profile
 
-from drift.config import (
-    AttentionBackend,
-    Dtype,
-    LoraConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RolloutConfig,
-)
+from drift.config.model import AttentionBackend, Dtype, LoraConfig, ModelConfig
+from drift.config.objective import ObjectiveConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import RolloutConfig
 from drift.planning.cost import head_flops, layer_flops
 from drift.planning.memory import GIB, Sizes, training, updating, words
 from drift.policy import lora

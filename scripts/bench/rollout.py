@@ -29,7 +29,7 @@ from common import (
 
 from drift.common import rng
 from drift.common.types import Trace
-from drift.config import ROLLOUTS, CacheMode, RolloutConfig, StaticConfig
+from drift.config.rollout import ROLLOUTS, CacheMode, RolloutConfig, StaticConfig
 from drift.policy.base import Policy
 from drift.rollout import caching, decoding
 from tests.plain import naive_decode

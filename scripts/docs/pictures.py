@@ -20,7 +20,8 @@ import torch
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
-from drift.config import GROUPS, MaskingConfig
+from drift.config import GROUPS
+from drift.config.masking import MaskingConfig
 from drift.learner.masking import build_views
 
 FOLDER = ROOT / "docs" / "images"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from drift.common.errors import ConfigError
-from drift.config import AttentionBackend, ModelConfig
+from drift.config.model import AttentionBackend, ModelConfig
 from drift.policy.loading import load_model
 from tests.conftest import Run, make_policy
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from drift.config import CodeConfig, MathConfig
+from drift.config.task import CodeConfig, MathConfig
 from drift.evals.cell import grader_code
 from drift.rollout.evaluate import Completion
 from drift.tasks import CLASSES

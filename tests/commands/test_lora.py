@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drift.config import LoraConfig
+from drift.config.model import LoraConfig
 from drift.policy import lora
 from drift.policy.loading import load_policy, save_policy
 from tests.conftest import Run, read_lines

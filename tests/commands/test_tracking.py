@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drift.config import OffConfig
+from drift.config.tracking import OffConfig
 from drift.runs.stores import open_experiment
 from drift.runs.tracking import Tracker
 from tests.conftest import Run

@@ -10,7 +10,9 @@ import torch
 from drift.cluster.engine import Engine
 from drift.cluster.zero import WEIGHT
 from drift.common.errors import TrainingError
-from drift.config import ClusterConfig, Dtype, OptimConfig
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype
+from drift.config.optim import OptimConfig
 from tests.conftest import ROOT, make_policy
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drift.config import (
-    Dtype,
-)
+from drift.config.model import Dtype
 from tests.conftest import ROOT, Run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from drift.config import CountdownConfig, MathConfig, SudokuConfig
+from drift.config.task import CountdownConfig, MathConfig, SudokuConfig
 from drift.tasks import build_task
 from drift.tasks.math import Math
 

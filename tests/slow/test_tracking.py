@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drift.config import WandbConfig
+from drift.config.tracking import WandbConfig
 from drift.runs.stores import open_experiment
 from drift.runs.tracking import MetricsFile, Tracker
 from tests.conftest import ROOT
@@ -17,7 +17,7 @@ from tests.unit.runs.test_tracking import config
 WRITER = """
 import sys
 from pathlib import Path
-from drift.config import MlflowConfig, OffConfig, WandbConfig
+from drift.config.tracking import MlflowConfig, OffConfig, WandbConfig
 from drift.common.errors import ConfigError
 from drift.runs.tracking import Tracker
 store, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from drift.config import MlflowConfig
+from drift.config.tracking import MlflowConfig
 from drift.runs.tracking import MetricsFile, Tracker
 from tests.conftest import ROOT, Run
 

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drift.config import (
-    RolloutWeights,
-)
+from drift.config.rollout import RolloutWeights
 from tests.commands.test_viewer_runs import (
     SMALL,
     evaluated as evaluated,

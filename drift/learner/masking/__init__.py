@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, Trace
-from drift.config import MASKINGS, MaskingConfig
+from drift.config.masking import MASKINGS, MaskingConfig
 from drift.learner.masking import basic as basic, elbo as elbo, states as states
 
 

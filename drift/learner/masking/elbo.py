@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
-from drift.config import MASKINGS, BlockConfig, ElboConfig, QuadratureConfig, Times
+from drift.config.masking import MASKINGS, BlockConfig, ElboConfig, QuadratureConfig, Times
 from drift.learner.masking.basic import hide_and_score, random_ranks
 
 

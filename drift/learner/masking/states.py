@@ -5,7 +5,7 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
-from drift.config import (
+from drift.config.masking import (
     MASKINGS,
     LeftToRightConfig,
     ReplayConfig,

@@ -8,7 +8,9 @@ import torch
 from drift.cluster.engine import Engine
 from drift.cluster.zero import MOMENTS
 from drift.common.errors import TrainingError
-from drift.config import ClusterConfig, Dtype, OptimConfig, Schedule
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype
+from drift.config.optim import OptimConfig, Schedule
 from drift.runs.checkpoints import restore, write_moments
 from tests.conftest import make_policy
 

@@ -9,7 +9,7 @@ import pytest
 from drift.cluster.launch import Forwarder
 from drift.cluster.preemption import Notice
 from drift.common.errors import PreemptedError
-from drift.config import ClusterConfig, SlurmConfig
+from drift.config.cluster import ClusterConfig, SlurmConfig
 
 
 def test_without_another_handler_the_run_ends() -> None:

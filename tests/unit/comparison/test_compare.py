@@ -15,7 +15,7 @@ from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.comparison.charts import accuracy_over_nfe, looks, smooth
 from drift.comparison.records import Group, RunRecord, from_experiment, grouped, horizon
 from drift.comparison.report import Comparison, log_report, write_report
-from drift.config import MlflowConfig
+from drift.config.tracking import MlflowConfig
 from drift.runs.stores import comparison_address, open_experiment
 from drift.runs.tracking import Tracker
 

@@ -9,10 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from drift.common.errors import ConfigError
-from drift.config import COMMANDS, GROUPS, RunConfig, SequentialConfig
+from drift.config import GROUPS
 from drift.config.bounds import BOUNDS
 from drift.config.checks import validate
+from drift.config.commands import COMMANDS, RunConfig
 from drift.config.compose import CONF, typed
+from drift.config.masking import SequentialConfig
 from tests.configs import composed
 from tests.conftest import ROOT, says
 

@@ -9,8 +9,9 @@ import pytest
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest
-from drift.config import CountdownConfig, FilesConfig, Split
-from drift.config.data import DataConfig, Dataset, OnError, PrepareConfig
+from drift.config.commands import Dataset, PrepareConfig
+from drift.config.data import DataConfig, OnError
+from drift.config.task import CountdownConfig, FilesConfig, Split
 from drift.datasets.prepare import run as prepare
 from drift.datasets.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
 from drift.tasks import build_task

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from drift.common.errors import DataError
-from drift.config.data import DataConfig, Dataset, OnError
+from drift.config.commands import Dataset
+from drift.config.data import DataConfig, OnError
 from drift.tasks.scoring import load_task
 from tests.conftest import read_lines
 from tests.unit.datasets.test_prepare import prepared, write

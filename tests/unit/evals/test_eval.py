@@ -11,8 +11,10 @@ import torch
 from drift.cluster.engine import Engine
 from drift.common import rng, terminal
 from drift.common.errors import CheckpointError, ConfigError
-from drift.config import ClusterConfig, Dtype, Split
+from drift.config.cluster import ClusterConfig
 from drift.config.compose import typed
+from drift.config.model import Dtype
+from drift.config.task import Split
 from drift.evals.cell import Cell, Progress, position_in, protocol
 from drift.evals.results import done_cells
 from drift.policy.loading import load_policy

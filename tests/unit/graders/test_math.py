@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import DataError, GradingError
 from drift.common.types import Example
-from drift.config import FilesConfig, MathConfig, Split
+from drift.config.task import FilesConfig, MathConfig, Split
 from drift.graders.parse import number, parse
 from drift.graders.pool import WorkerPool
 from drift.tasks import build_task

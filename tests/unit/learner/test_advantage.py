@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drift.config import AdvantageEstimator
+from drift.config.objective import AdvantageEstimator
 from drift.learner.advantage import estimate, group_centered, group_normalized, leave_one_out
 
 

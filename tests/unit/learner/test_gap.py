@@ -9,16 +9,12 @@ import torch
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, TokenLogps
-from drift.config import (
-    CacheMode,
-    ClusterConfig,
-    Dtype,
-    ModelConfig,
-    OptimConfig,
-    RolloutConfig,
-    RunConfig,
-    SequentialConfig,
-)
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.masking import SequentialConfig
+from drift.config.model import Dtype, ModelConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import CacheMode, RolloutConfig
 from drift.learner.gap import importance_weights, one_state_each, sampler_gap, warn_of_gap
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode

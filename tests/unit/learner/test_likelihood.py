@@ -11,19 +11,18 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout
-from drift.config import (
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.masking import (
     MASKINGS as NAMES,
     AllConfig,
-    ClusterConfig,
     CoupledConfig,
-    Dtype,
     MaskingConfig,
-    ModelConfig,
-    OptimConfig,
     RandomConfig,
-    RunConfig,
     SequentialConfig,
 )
+from drift.config.model import Dtype, ModelConfig
+from drift.config.optim import OptimConfig
 from drift.learner.likelihood import micro_batches, score, token_logps
 from drift.learner.masking import build_views
 from drift.learner.update import padding, settle_scored, update

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from drift.common import rng
-from drift.config import (
+from drift.config.masking import (
     MASKINGS,
     AllConfig,
     BlockConfig,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift.config import KLEstimator, Level, Normalization, PpoClipConfig
+from drift.config.objective import KLEstimator, Level, Normalization, PpoClipConfig
 from drift.learner.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
 from drift.learner.sequence_objective import ScoredRows, row_objective
 from tests.conftest import bools, objective

@@ -9,10 +9,11 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import ConfigError
 from drift.common.types import TokenLogps
-from drift.config import Level, Normalization, RunConfig
 from drift.config.checks import validate
 from drift.config.checks_learner import idle_settings
+from drift.config.commands import RunConfig
 from drift.config.compose import CONF, typed
+from drift.config.objective import Level, Normalization
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
 from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh

@@ -10,7 +10,10 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Rollout
-from drift.config import ClusterConfig, Dtype, RunConfig, ValueConfig
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.model import Dtype
+from drift.config.objective import ValueConfig
 from drift.learner.advantage import estimate
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drift.config import CacheMode, Dtype
 from drift.config.compose import typed
+from drift.config.model import Dtype
+from drift.config.rollout import CacheMode
 from drift.learner.likelihood import micro_batches, token_logps
 from drift.planning.diagnosis import Patient, caches, examine, padding, replay, shift
 from drift.policy.loading import load_policy, torch_dtype

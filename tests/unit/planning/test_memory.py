@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from drift.common import rng
-from drift.config import CacheMode, Dtype, LoraConfig, ModelConfig, OptimConfig, RolloutConfig
+from drift.config.model import Dtype, LoraConfig, ModelConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import CacheMode, RolloutConfig
 from drift.learner.likelihood import micro_batches, score
 from drift.planning.memory import (
     ALONE,

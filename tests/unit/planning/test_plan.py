@@ -9,20 +9,13 @@ from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from drift.common import rng
-from drift.config import (
-    CacheMode,
-    ClusterConfig,
-    CoupledConfig,
-    Dtype,
-    LoraConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RolloutConfig,
-    RolloutWeights,
-    RunConfig,
-    SequentialConfig,
-)
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.masking import CoupledConfig, SequentialConfig
+from drift.config.model import Dtype, LoraConfig, ModelConfig
+from drift.config.objective import ObjectiveConfig
+from drift.config.optim import OptimConfig
+from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
 from drift.planning import cost, memory
 from drift.planning.memory import Sizes, Split, Terms
 from drift.planning.shapes import HUB, SHAPES

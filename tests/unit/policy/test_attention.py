@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drift.cluster.zero import WHOLE
-from drift.config import AttentionBackend, Dtype, LoraConfig, ModelConfig
+from drift.config.model import AttentionBackend, Dtype, LoraConfig, ModelConfig
 from drift.policy import lora
 from drift.policy.backbone import Cache
 from drift.policy.base import Policy

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from drift.common.errors import CheckpointError
 from drift.common.types import Example
-from drift.config import TaskConfig
+from drift.config.task import TaskConfig
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, load_tokenizer, save_policy
 from drift.rollout.prompts import encode, render

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from drift.common.errors import CheckpointError, ConfigError
-from drift.config import ExportConfig, LoraConfig
+from drift.config.commands import ExportConfig
+from drift.config.model import LoraConfig
 from drift.export import run as export
 from drift.policy import lora
 from drift.policy.base import Policy

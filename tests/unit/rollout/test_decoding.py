@@ -10,14 +10,8 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config import (
-    CacheMode,
-    Confidence,
-    EndSuppression,
-    FactorConfig,
-    RolloutConfig,
-    ThresholdConfig,
-)
+from drift.config.rollout import CacheMode, Confidence, FactorConfig, RolloutConfig, ThresholdConfig
+from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
 from drift.rollout.remasking import factor, static, threshold

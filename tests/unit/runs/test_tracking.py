@@ -9,7 +9,7 @@ import pytest
 from drift.common.errors import ConfigError
 from drift.common.files import read_json, write_json
 from drift.common.stats import wilson
-from drift.config import MlflowConfig, OffConfig, WandbConfig
+from drift.config.tracking import MlflowConfig, OffConfig, WandbConfig
 from drift.evals.cell import Cell, Progress
 from drift.runs.stores import Card, MlflowStore, open_experiment
 from drift.runs.tracking import MetricsFile, Tracker, sync

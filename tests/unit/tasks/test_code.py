@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import DataError
-from drift.config import CodeConfig, FilesConfig, OneLineCodeConfig, Split
+from drift.config.task import CodeConfig, FilesConfig, OneLineCodeConfig, Split
 from drift.tasks import Task, build_task
 from drift.tasks.base import GeneratedTask
 from drift.tasks.code_sources import humaneval_record, mbpp_record

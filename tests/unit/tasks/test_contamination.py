@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from drift.common.errors import DataError
-from drift.config import FilesConfig, Split, TaskConfig
+from drift.config.task import FilesConfig, Split, TaskConfig
 from drift.tasks import Task
 from drift.tasks.base import own_words
 from drift.tasks.contamination import Problem, check_overlap, matches, plain, word_runs

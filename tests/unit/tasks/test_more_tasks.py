@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.types import Example
-from drift.config import ArithmeticConfig, FilesConfig, ReasoningGymConfig, Split, SudokuConfig
+from drift.config.task import ArithmeticConfig, FilesConfig, ReasoningGymConfig, Split, SudokuConfig
 from drift.graders.gym_worker import handle
 from drift.tasks import build_task
 from drift.tasks.arithmetic import Arithmetic

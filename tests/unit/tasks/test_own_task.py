@@ -9,7 +9,7 @@ import pytest
 import drift
 from drift.common.errors import ConfigError, DataError, GradingError
 from drift.common.types import Score
-from drift.config import OwnTaskConfig, Split
+from drift.config.task import OwnTaskConfig, Split
 from drift.tasks import Task, build_task
 from drift.tasks.reward import grade
 from tests.conftest import ROOT

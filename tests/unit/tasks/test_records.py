@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import DataError
-from drift.config import CountdownConfig, FilesConfig, Split, SudokuConfig, TaskConfig
+from drift.config.task import CountdownConfig, FilesConfig, Split, SudokuConfig, TaskConfig
 from drift.tasks import Task, build_task
 from drift.tasks.records import integer, read_records, string
 

@@ -9,14 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from drift.cluster.engine import Engine
 from drift.common.types import Advantages, Example, Score
-from drift.config import (
-    ClusterConfig,
-    CountdownConfig,
-    Dtype,
-    RewardConfig,
-    SudokuConfig,
-    Truncated,
-)
+from drift.config.cluster import ClusterConfig
+from drift.config.model import Dtype
+from drift.config.task import CountdownConfig, RewardConfig, SudokuConfig, Truncated
 from drift.tasks import Task, build_task
 from drift.tasks.extract import Block, is_well_formed
 from drift.tasks.reward import grade

@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 import drift
 from drift.common.errors import ConfigError, DataError
 from drift.common.types import Score
-from drift.config import CountdownConfig, ScoreConfig
+from drift.config.commands import ScoreConfig
 from drift.config.compose import CONF
 from drift.config.data import DataConfig, OnError
+from drift.config.task import CountdownConfig
 from drift.tasks.records import Record, read_records
 from drift.tasks.score_file import run as run_score
 from drift.tasks.scoring import CHUNK, graded, load_task

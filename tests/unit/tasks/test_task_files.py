@@ -9,8 +9,8 @@ import pytest
 
 from drift.common.errors import ConfigError, DataError
 from drift.common.types import Example, Score
-from drift.config import CountdownConfig, FilesConfig, Split, TaskConfig
 from drift.config.data import OnError
+from drift.config.task import CountdownConfig, FilesConfig, Split, TaskConfig
 from drift.tasks import Task, build_task
 from drift.tasks.base import held_out, split_of
 from drift.tasks.records import string

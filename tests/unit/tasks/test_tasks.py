@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import ConfigError
 from drift.common.types import Example, Score
-from drift.config import CountdownConfig, Split, SudokuConfig, TaskConfig
+from drift.config.task import CountdownConfig, Split, SudokuConfig, TaskConfig
 from drift.tasks import Task, build_task
 from drift.tasks.base import GeneratedTask, split_of
 from drift.tasks.countdown import evaluate, solutions

@@ -9,27 +9,26 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config import (
-    AdvantageEstimator,
+from drift.config.commands import ToyConfig
+from drift.config.masking import (
     AllConfig,
-    Confidence,
     CoupledConfig,
     ElboConfig,
-    FactorConfig,
     LeftToRightConfig,
-    Normalization,
-    PpoClipConfig,
     QuadratureConfig,
     RandomConfig,
-    ReinforceConfig,
     ReplayConfig,
-    RolloutConfig,
     SequentialConfig,
+    Times,
+    TraceConfig,
+)
+from drift.config.objective import AdvantageEstimator, Normalization, PpoClipConfig, ReinforceConfig
+from drift.config.rollout import (
+    Confidence,
+    FactorConfig,
+    RolloutConfig,
     StaticConfig,
     ThresholdConfig,
-    Times,
-    ToyConfig,
-    TraceConfig,
 )
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks

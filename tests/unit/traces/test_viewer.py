@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from drift.common import rng
 from drift.common.types import Advantages, Rollout, Score
-from drift.config import SequentialConfig
+from drift.config.masking import SequentialConfig
 from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy

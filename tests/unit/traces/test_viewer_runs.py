@@ -9,19 +9,19 @@ import torch
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import Advantages, MaskedViews, Rollout, Score
-from drift.config import (
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
+from drift.config.compose import typed
+from drift.config.masking import (
     MASKINGS as NAMES,
     AllConfig,
-    ClusterConfig,
     CoupledConfig,
-    Dtype,
     MaskingConfig,
-    OptimConfig,
     RandomConfig,
-    RunConfig,
     SequentialConfig,
 )
-from drift.config.compose import typed
+from drift.config.model import Dtype
+from drift.config.optim import OptimConfig
 from drift.learner.masking import build_views
 from drift.learner.update import prepare, restrict
 from drift.policy.base import Policy

@@ -11,8 +11,12 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import Example, PromptBatch, Rollout, Score
-from drift.config import ClusterConfig, Dtype, InformativeConfig, RunConfig, Split
+from drift.config.cluster import ClusterConfig
+from drift.config.commands import RunConfig
 from drift.config.compose import typed
+from drift.config.curriculum import InformativeConfig
+from drift.config.model import Dtype
+from drift.config.task import Split
 from drift.rollout.evaluate import Problems
 from drift.training.curriculum import Curriculum, PassRates
 from tests.configs import composed

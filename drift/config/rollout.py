@@ -1,0 +1,81 @@
+"""Settings of decoding: steps, remasking, caches, whose weights. Imports no torch."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from omegaconf import MISSING
+
+from drift.config.bounds import not_negative, positive, share
+from drift.config.registry import Registry
+from drift.config.task import EndSuppression
+
+
+class Confidence(StrEnum):
+    probability = "probability"  # of the drawn token
+    margin = "margin"  # the likeliest word's probability minus the second's
+    entropy = "entropy"  # the negative of it
+    random = "random"  # a drawn order
+
+
+class CacheMode(StrEnum):
+    none = "none"  # exact
+    prefix = "prefix"  # the block and what stands behind it are recomputed
+    dual = "dual"  # the block alone is recomputed
+
+
+class RolloutWeights(StrEnum):
+    auto = "auto"  # shared; replica where ZeRO-3 splits the weights
+    shared = "shared"  # the trained ones
+    replica = "replica"  # a copy in model.dtype
+    gather = "gather"  # of ZeRO-3: each block is collected when it runs
+
+
+@dataclass
+class RolloutConfig:
+    """What every rule of remasking has: which drawn tokens a denoising step commits."""
+
+    confidence: Confidence = Confidence.probability  # what makes a token sure
+    prompts_per_step: int = positive(32)  # of a step, over all ranks
+    group_size: int = positive(8)  # completions of one prompt
+    gen_length: int = positive(MISSING)  # tokens of the canvas: the most that a completion has
+    # tokens decoded before the next block begins; divides gen_length
+    block_length: int = positive(MISSING)
+    steps: int = positive(MISSING)  # denoising steps for the whole canvas: the most that are taken
+    # in sampler and learner; 0 = the likeliest tokens
+    temperature: float = not_negative(1.0, finite=True)
+    top_p: float | None = share(None, zero=False)  # draw from the nucleus of this probability
+    top_k: int | None = positive(None)  # draw from the likeliest words
+    # of the order of positions: 0 = the surest first
+    position_temperature: float = not_negative(0.0, finite=True)
+    suppress_end: EndSuppression = EndSuppression.none  # how stop tokens are kept from early places
+    cache: CacheMode = CacheMode.none  # of keys and values
+    # of cache=prefix: tokens recomputed behind the block; null = all
+    horizon: int | None = not_negative(None)
+    refresh_every: int | None = positive(None)  # steps between refreshes in a block; null = none
+    weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
+    compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
+    max_rows: int = positive(256)  # rows decoded at the same time on one rank
+
+
+@dataclass
+class StaticConfig(RolloutConfig):
+    """The same number of tokens each step."""
+
+
+@dataclass
+class ThresholdConfig(RolloutConfig):
+    """All tokens that are sure enough."""
+
+    threshold: float = share(0.9, zero=False)  # the least confidence
+
+
+@dataclass
+class FactorConfig(RolloutConfig):
+    """The more tokens together, the surer each must be."""
+
+    factor: float = positive(1.0)  # larger commits more tokens together
+
+
+ROLLOUTS = Registry[RolloutConfig](
+    "rollout", {"static": StaticConfig, "threshold": ThresholdConfig, "factor": FactorConfig}
+)

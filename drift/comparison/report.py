@@ -10,6 +10,7 @@ from typing import Any
 from drift.common import terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
+from drift.comparison.charts import CHARTS, DASHES, looks, svg, write_sheets
 from drift.comparison.records import (
     FIGURES,
     REPORT_TAG,
@@ -181,7 +182,6 @@ def show(comparison: Comparison) -> None:
 
 def write_report(folder: Path, comparison: Comparison, address: str | None) -> list[Path]:
     """Write the report's files and return their paths."""
-    from drift.comparison.charts import CHARTS, DASHES, looks, svg, write_sheets
 
     folder.mkdir(parents=True, exist_ok=True)
     css = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drift import __version__
 from drift.common.errors import ConfigError, DataError
@@ -12,11 +12,11 @@ from drift.common.files import file_digest, whole_folder, write_json
 from drift.config.commands import Dataset, PrepareConfig
 from drift.config.data import OnError
 from drift.config.task import Split
-
-if TYPE_CHECKING:
-    from drift.datasets.sources import Part
-    from drift.tasks.contamination import Problem
-
+from drift.datasets.sources import SOURCES, Part, hub_parts, parts_of, problem_of
+from drift.tasks.base import held_out
+from drift.tasks.contamination import Problem, matches
+from drift.tasks.records import read_records
+from drift.tasks.scoring import load_task
 
 log = logging.getLogger("drift")
 
@@ -25,9 +25,8 @@ Splits = dict[Split, list[Fields]]
 SHOWN = 5  # bad records named in the log
 
 
-def load(config: PrepareConfig) -> tuple[list["Part"], Fields]:
+def load(config: PrepareConfig) -> tuple[list[Part], Fields]:
     """The raw parts, and what the manifest says of their origin."""
-    from drift.datasets.sources import SOURCES, hub_parts, parts_of
 
     if config.source is None:
         parts, commit = hub_parts(config.dataset)
@@ -39,7 +38,7 @@ def load(config: PrepareConfig) -> tuple[list["Part"], Fields]:
 
 
 def convert(
-    parts: list["Part"], dataset: Dataset, on_error: OnError
+    parts: list[Part], dataset: Dataset, on_error: OnError
 ) -> tuple[Splits, dict[str, list[str]]]:
     """Raw records in our format by split, and those that are left out.
 
@@ -48,8 +47,6 @@ def convert(
     Raises:
         DataError: a record is bad and `on_error` does not say to skip it.
     """
-    from drift.datasets.sources import SOURCES
-    from drift.tasks.scoring import load_task
 
     source, task = SOURCES[dataset], load_task(dataset)
     splits: Splits = {split: [] for split in Split}
@@ -94,14 +91,12 @@ def identity(dataset: Dataset, raw: Fields, split: Split | None, number: int) ->
     return f"{dataset}/{place if task_id is None else task_id}"
 
 
-def problems_in(paths: list[str]) -> list["Problem"]:
+def problems_in(paths: list[str]) -> list[Problem]:
     """The problems of prepared files.
 
     Raises:
         DataError: a file cannot be read, or a record is not in the data format.
     """
-    from drift.datasets.sources import problem_of
-    from drift.tasks.records import read_records
 
     found: list[Problem] = []
     for path in paths:
@@ -115,7 +110,7 @@ def problems_in(paths: list[str]) -> list["Problem"]:
     return found
 
 
-def separate(splits: Splits, excluded: list["Problem"], written: bool) -> dict[str, list[str]]:
+def separate(splits: Splits, excluded: list[Problem], written: bool) -> dict[str, list[str]]:
     """Hold out a validation set where there is none, and keep train apart from what is held out.
 
     Args:
@@ -126,11 +121,8 @@ def separate(splits: Splits, excluded: list["Problem"], written: bool) -> dict[s
     Returns:
         The ids that were taken out of train, by reason.
     """
-    from drift.datasets.sources import problem_of
-    from drift.tasks.base import held_out
-    from drift.tasks.contamination import matches
 
-    def take_out(held: list["Problem"]) -> list[str]:
+    def take_out(held: list[Problem]) -> list[str]:
         train = splits[Split.train]
         pairs = matches([problem_of(record) for record in train], held, written=written)
         leaks = {pair.train for pair in pairs}
@@ -201,7 +193,6 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
 
 def run(config: PrepareConfig) -> None:
     """Load, convert, separate, write, and say what was written."""
-    from drift.datasets.sources import SOURCES
 
     dataset, folder = config.dataset, Path(config.output).expanduser()
     before = written_before(folder)

@@ -2,25 +2,57 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from drift.cluster.engine import Engine
 from drift.common import terminal
 from drift.common.errors import CheckpointError
-from drift.common.files import read_json
+from drift.common.files import read_json, write_json
+from drift.common.types import Example
 from drift.config.commands import EvalRunConfig
+from drift.evals.cell import (
+    Cell,
+    Progress,
+    checkpoint_folder,
+    position_in,
+    protocol,
+    protocol_name,
+    run_cell,
+)
+from drift.evals.results import (
+    CELLS,
+    PAIR,
+    PROTOCOL,
+    Group,
+    compared,
+    group_of,
+    header,
+    line,
+    metrics,
+    pair_line,
+    short_names,
+    summarize,
+    title,
+    update_results,
+)
+from drift.policy import lora
+from drift.policy.loading import (
+    detect_family,
+    find_checkpoint,
+    load_model,
+    load_tokenizer,
+    policy_folder,
+)
+from drift.policy.shards import shard_of_tensor
+from drift.rollout.evaluate import load_problems
+from drift.rollout.prompts import render
 from drift.runs.differences import as_now, flat
-
-if TYPE_CHECKING:
-    from drift.cluster.engine import Engine
-    from drift.common.types import Example
-    from drift.evals.cell import Cell
-    from drift.evals.results import Group
-    from drift.tasks import Task
-
+from drift.runs.tracking import Tracker
+from drift.tasks import Task, build_task
 
 log = logging.getLogger("drift")
 
@@ -29,19 +61,6 @@ WIDTH = 120  # of the tables where there is no terminal
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
-    from drift.cluster.engine import Engine
-    from drift.common.files import write_json
-    from drift.evals.cell import (
-        Cell,
-        Progress,
-        checkpoint_folder,
-        position_in,
-        protocol,
-        protocol_name,
-    )
-    from drift.evals.results import CELLS, PROTOCOL, group_of
-    from drift.policy.loading import find_checkpoint, policy_folder
-    from drift.tasks import build_task
 
     task = build_task(config.task, config.data.on_error)
     examples = task.examples(config.split)[: config.eval.max_examples]
@@ -81,9 +100,6 @@ def look_at(folder: Path, revision: str | None) -> None:
     Raises:
         CheckpointError: by its small files it can answer no prompt.
     """
-    from drift.policy import lora
-    from drift.policy.loading import detect_family, find_checkpoint, load_tokenizer
-    from drift.policy.shards import shard_of_tensor
 
     if (folder / lora.CONFIG).exists():
         base = read_json(folder / lora.CONFIG, CheckpointError).get("base_model_name_or_path")
@@ -98,21 +114,15 @@ def look_at(folder: Path, revision: str | None) -> None:
 
 
 def finish_cell(
-    engine: "Engine",
-    cell: "Cell",
-    task: "Task",
+    engine: Engine,
+    cell: Cell,
+    task: Task,
     examples: "list[Example]",
     config: EvalRunConfig,
     results: Path,
 ) -> None:
     """Complete what a cell lacks, count, track; here the only reference to the policy ends."""
     from contextlib import nullcontext
-
-    from drift.evals.cell import run_cell
-    from drift.evals.results import summarize, update_results
-    from drift.policy.loading import load_model
-    from drift.rollout.evaluate import load_problems
-    from drift.rollout.prompts import render
 
     progress = cell.progress
     with cell.sole_user() if engine.is_main else nullcontext():
@@ -133,10 +143,8 @@ def finish_cell(
             cell.save()
 
 
-def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
+def track(config: EvalRunConfig, cell: Cell, results: Path) -> None:
     """A run in MLflow for the cell, with the table as it is now."""
-    from drift.evals.results import PROTOCOL, metrics
-    from drift.runs.tracking import Tracker
 
     content = read_json(cell.folder.parent / PROTOCOL)
     params: dict[str, Any] = {
@@ -158,9 +166,8 @@ def track(config: EvalRunConfig, cell: "Cell", results: Path) -> None:
     tracker.finish("FINISHED")
 
 
-def show(results: Path, group: "Group") -> None:
+def show(results: Path, group: Group) -> None:
     """The command's own cells on the terminal, and where the rest is."""
-    from drift.evals.results import PAIR, compared, header, line, pair_line, short_names, title
 
     console = terminal.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]
@@ -182,6 +189,6 @@ def print_table(console: Console, title: str, head: list[str], lines: list[list[
     for name in head:
         long = name in ("against", "checkpoint")
         shown.add_column(name, overflow="fold", min_width=12 if long else len(name))
-    for line in lines:
-        shown.add_row(*line)
+    for cells in lines:
+        shown.add_row(*cells)
     console.print(shown)

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from drift.common import terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import file_digest, whole_file, write_json
+from drift.common.stats import Accuracy
+from drift.common.types import Score
 from drift.config.commands import ScoreConfig
-
-if TYPE_CHECKING:
-    from drift.common.types import Score
-    from drift.tasks.records import Record
+from drift.tasks import build_task
+from drift.tasks.records import Record, open_data, read_records
+from drift.tasks.scoring import graded
 
 log = logging.getLogger("drift")
 
@@ -25,9 +26,8 @@ BAD = "bad_record"
 SHOWN = 20  # bad records named in the log; the output has every one
 
 
-def output_line(record: "Record", result: "Score | DataError") -> dict[str, Any]:
+def output_line(record: Record, result: Score | DataError) -> dict[str, Any]:
     """What is written of one record."""
-    from drift.common.types import Score
 
     named = {} if isinstance(record.value, DataError) else record.value
     line = {"line": record.line, **{name: named[name] for name in NAMES if name in named}}
@@ -54,7 +54,6 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Accuracy with its Wilson interval, the mean of each reward, counts of verdicts."""
-        from drift.common.stats import Accuracy
 
         verdicts = dict(self.verdicts.most_common())
         bad = verdicts.pop(BAD, 0)
@@ -68,7 +67,6 @@ class Summary:
 @contextmanager
 def written(path: Path) -> Iterator[IO[str]]:
     """The output, opened for lines: whole at the end or not there; packed if its name says so."""
-    from drift.tasks.records import open_data
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as beside, open_data(beside, "wt", encoding="utf-8") as file:
@@ -77,10 +75,6 @@ def written(path: Path) -> Iterator[IO[str]]:
 
 def run(config: ScoreConfig) -> None:
     """Grade the input line by line; write the grades, then their summary beside them."""
-    from drift.common.stats import Accuracy
-    from drift.tasks import build_task
-    from drift.tasks.records import read_records
-    from drift.tasks.scoring import graded
 
     source, target = Path(config.input).expanduser(), Path(config.output).expanduser()
     if source.resolve() == target.resolve():

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError
@@ -39,10 +39,9 @@ from drift.config.objective import (
     SelfNormalizedConfig,
 )
 from drift.config.rollout import ROLLOUTS
-
-if TYPE_CHECKING:
-    from drift.toy.truth import Truth
-
+from drift.toy.estimates import measure_masking, measure_objective
+from drift.toy.model import lagging, make_toy, space_of, table
+from drift.toy.truth import Truth, count
 
 log = logging.getLogger("drift")
 
@@ -172,9 +171,6 @@ def num_estimates(config: LabConfig) -> int:
 
 def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -> dict[str, Any]:
     """Everything about one random network; calls `advance` after each masking."""
-    from drift.toy.estimates import measure_masking
-    from drift.toy.model import make_toy, space_of
-    from drift.toy.truth import count
 
     length = config.rollout.gen_length
     space = space_of(config.toy, length)
@@ -189,14 +185,14 @@ def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -
         return report
 
     tables = {"basic": basic_maskings(), "other": other_maskings(length)}
-    for table, maskings in tables.items():
-        found[table] = {name: list(map(measured, configs)) for name, configs in maskings.items()}
+    for part, maskings in tables.items():
+        found[part] = {name: list(map(measured, configs)) for name, configs in maskings.items()}
     for lag in (0.0, config.lag):
         found[f"objectives, lag {lag:g}"] = measure_objectives(config, number, lag, advance)
     return found
 
 
-def facts(truth: "Truth") -> dict[str, float]:
+def facts(truth: Truth) -> dict[str, float]:
     """What the toy is like."""
     exact = truth.product(truth.exact_E, truth.exact_E) ** 0.5
     trace = truth.product(truth.trace_E, truth.trace_E) ** 0.5
@@ -213,9 +209,6 @@ def measure_objectives(
     config: LabConfig, number: int, lag: float, advance: Callable[[], object]
 ) -> dict[str, Any]:
     """Each masking with each objective, by a policy that is `lag` away from the sampler."""
-    from drift.toy.estimates import measure_objective
-    from drift.toy.model import lagging, make_toy, space_of, table
-    from drift.toy.truth import count
 
     rollout, seed = config.rollout, config.seed + number
     space = space_of(config.toy, rollout.gen_length)
@@ -317,8 +310,8 @@ def plot(mean: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     colors, number = pyplot.get_cmap("tab20"), itertools.count()
-    for table, style in (("basic", "o-"), ("other", "s--")):
-        for name, reports in mean[table].items():
+    for part, style in (("basic", "o-"), ("other", "s--")):
+        for name, reports in mean[part].items():
             forwards, color = [r["forwards"] for r in reports], colors(next(number))
             for axis, key in zip(axes, ("bias", "masking_std"), strict=True):
                 values = [r[key] for r in reports]

@@ -4,18 +4,18 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from drift.cluster.engine import Engine
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.files import read_json
 from drift.config.commands import RunConfig
+from drift.runs import checkpoints
 from drift.runs.differences import BOOKKEEPING, flat, flat_settings
-
-if TYPE_CHECKING:
-    from drift.cluster.engine import Engine
-    from drift.training.trainer import Trainer
+from drift.runs.manifest import data_digests, settings_of
+from drift.training.trainer import Trainer
 
 log = logging.getLogger("drift")
 
@@ -27,8 +27,7 @@ FREE = (  # settings of a run that may change on its way: nothing learns by them
 )  # fmt: skip
 
 
-def digests_of(trainer: "Trainer") -> dict[str, Any]:
-    from drift.runs.manifest import data_digests
+def digests_of(trainer: Trainer) -> dict[str, Any]:
 
     return data_digests({s.value: p.examples for s, p in trainer.problems.items()})
 
@@ -67,13 +66,12 @@ def is_another(folder: Path, now: dict[str, Any], *, resumed: bool) -> bool:
     return any(not (resumed and key.startswith(FREE)) for key in changed)
 
 
-def refuse_changes(config: RunConfig, trainer: "Trainer") -> None:
+def refuse_changes(config: RunConfig, trainer: Trainer) -> None:
     """A finished run's numbers are those of its own settings.
 
     Raises:
         ConfigError: others are asked for, or fewer steps than are done.
     """
-    from drift.runs.manifest import settings_of
 
     folder, done = Path(config.output_dir), trainer.progress.step
     now = flat_settings(settings_of(config)) | flat_data(digests_of(trainer))
@@ -87,7 +85,7 @@ def refuse_changes(config: RunConfig, trainer: "Trainer") -> None:
         )
 
 
-def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
+def checkpoint_to_resume(config: RunConfig, engine: Engine) -> Resumed | None:
     """What `resume` asks for: the newest whole checkpoint of this folder, a given one, or none.
 
     The same command again, by hand or by SLURM, goes on where the run is: a given checkpoint is
@@ -97,7 +95,6 @@ def checkpoint_to_resume(config: RunConfig, engine: "Engine") -> Resumed | None:
         CheckpointError: a given one is not there or not whole, or all of this folder are damaged.
         ConfigError: resume=never, but the folder holds a run that would be lost.
     """
-    from drift.runs import checkpoints
 
     own = Path(config.output_dir) / "checkpoints"
     if config.resume == "never" and not engine.agree(is_requeued()):

@@ -4,8 +4,8 @@ import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from drift.cluster.engine import Engine
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import PreemptedError
 from drift.common.files import digest, read_json, sole_user
@@ -15,7 +15,18 @@ from drift.config.commands import RunConfig
 from drift.config.model import Dtype
 from drift.config.objective import AdvantageEstimator
 from drift.config.task import Split
+from drift.policy import lora
+from drift.policy.base import VALUE_HEAD
+from drift.policy.loading import find_checkpoint, load_model, torch_dtype
+from drift.rollout.evaluate import load_problems
+from drift.rollout.prompts import render
+from drift.runs import checkpoints
 from drift.runs.differences import flat_settings
+from drift.runs.manifest import choices_of, settings_of, write_origin
+from drift.runs.tracking import Tracker
+from drift.tasks import build_task
+from drift.tasks.contamination import check_overlap
+from drift.training.report import Report
 from drift.training.resume import (
     Resumed,
     checkpoint_to_resume,
@@ -24,34 +35,19 @@ from drift.training.resume import (
     is_another,
     refuse_changes,
 )
-
-if TYPE_CHECKING:
-    from drift.cluster.engine import Engine
-    from drift.training.trainer import Trainer
+from drift.training.trainer import Trainer
 
 log = logging.getLogger("drift")
 
 Overlap = dict[str, dict[str, object]]  # of each evaluation split with train
 
 
-def build(
-    config: RunConfig, engine: "Engine", resumed: Resumed | None
-) -> tuple["Trainer", Overlap]:
+def build(config: RunConfig, engine: Engine, resumed: Resumed | None) -> tuple[Trainer, Overlap]:
     """Everything a run needs, the quick checks first; writes nothing.
 
     Returns:
         The trainer, and what `contamination.check_overlap` found.
     """
-    from drift.policy import lora
-    from drift.policy.base import VALUE_HEAD
-    from drift.policy.loading import find_checkpoint, load_model, torch_dtype
-    from drift.rollout.evaluate import load_problems
-    from drift.runs import checkpoints
-    from drift.runs.tracking import Tracker
-    from drift.tasks import build_task
-    from drift.tasks.contamination import check_overlap
-    from drift.training.report import Report
-    from drift.training.trainer import Trainer
 
     model = config.model
     origin = find_checkpoint(model.path, model.revision)
@@ -92,15 +88,12 @@ def build(
 
 def run(config: RunConfig) -> None:
     """Train, or go on where the run folder's newest checkpoint is."""
-    from drift.cluster.engine import Engine
 
     engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
     if not engine.is_main:  # under torchrun and srun all ranks share a terminal and a log
         log.setLevel(logging.WARNING)
     config.output_dir = engine.agree(config.output_dir)
     if engine.num_ranks > 1:
-        from drift.runs.manifest import settings_of
-
         settings = settings_of(replace(config, cluster=ClusterConfig()))
         engine.assert_same("their settings", digest(settings))
     try:
@@ -110,7 +103,7 @@ def run(config: RunConfig) -> None:
     engine.close()
 
 
-def train(config: RunConfig, engine: "Engine") -> None:
+def train(config: RunConfig, engine: Engine) -> None:
     """`run` in an engine."""
     folder = Path(config.output_dir)
     taken = f"{folder} is in use by another process; choose another hydra.run.dir"
@@ -136,7 +129,7 @@ def train(config: RunConfig, engine: "Engine") -> None:
             follow(trainer)
 
 
-def place_line(config: RunConfig, engine: "Engine") -> str:
+def place_line(config: RunConfig, engine: Engine) -> str:
     """`8 ranks (started by torchrun), ZeRO-3: each completes 4 of 32 prompts, 8 times`"""
     prompts, size = config.rollout.prompts_per_step, config.rollout.group_size
     kind = f"ZeRO-{engine.stage}" if engine.stage else "whole weights on each"
@@ -146,11 +139,8 @@ def place_line(config: RunConfig, engine: "Engine") -> str:
     )
 
 
-def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resumed | None) -> None:
+def start(config: RunConfig, trainer: Trainer, overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
-    from drift.rollout.prompts import render
-    from drift.runs import checkpoints
-    from drift.runs.manifest import choices_of, settings_of, write_origin
 
     folder, tracker = Path(config.output_dir), trainer.report.tracker
     params, digests = flat_settings(settings_of(config)), digests_of(trainer)
@@ -171,7 +161,7 @@ def start(config: RunConfig, trainer: "Trainer", overlap: Overlap, resumed: Resu
     tracker.log_files([folder / "config.yaml", folder / "manifest.json"])
 
 
-def follow(trainer: "Trainer") -> None:
+def follow(trainer: Trainer) -> None:
     """Train; whatever happens, say how it ended in summary.json and MLflow."""
     report, tracker = trainer.report, trainer.report.tracker
     try:

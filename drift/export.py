@@ -32,8 +32,9 @@ def run(config: ExportConfig) -> None:
     if kept < LEAST_KEPT:
         log.warning(
             "dtype=%s rounds: %.0f %% of what the adapter changes is kept; use dtype=float32",
-            config.dtype, 100 * kept,
-        )  # fmt: skip
+            config.dtype,
+            100 * kept,
+        )
     save_policy(policy, output, config.max_shard_size, dtype=dtype)
     log.info("wrote %s in the format of %s", output, policy.family.name)
 

@@ -34,12 +34,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PER_FILE = 2
 OPERATORS = {  # kind, text, and what it becomes
-    ast.Add: ("sign", "+", "-"), ast.Sub: ("sign", "-", "+"),
-    ast.Lt: ("bound", "<", "<="), ast.LtE: ("bound", "<=", "<"),
-    ast.Gt: ("bound", ">", ">="), ast.GtE: ("bound", ">=", ">"),
-    ast.Eq: ("bound", "==", "!="), ast.NotEq: ("bound", "!=", "=="),
-    ast.And: ("boolean", "and", "or"), ast.Or: ("boolean", "or", "and"),
-}  # fmt: skip
+    ast.Add: ("sign", "+", "-"),
+    ast.Sub: ("sign", "-", "+"),
+    ast.Lt: ("bound", "<", "<="),
+    ast.LtE: ("bound", "<=", "<"),
+    ast.Gt: ("bound", ">", ">="),
+    ast.GtE: ("bound", ">=", ">"),
+    ast.Eq: ("bound", "==", "!="),
+    ast.NotEq: ("bound", "!=", "=="),
+    ast.And: ("boolean", "and", "or"),
+    ast.Or: ("boolean", "or", "and"),
+}
 EQUALITY = 0.3  # the share of == and != that is kept: turned round, most of them fail any test
 TEXTS = (ast.JoinedStr, ast.List, ast.ListComp, ast.Tuple)  # cannot be subtracted
 # Left out: the sandbox's inner processes, which the kernel limits, and code for GPUs only.
@@ -49,9 +54,12 @@ LEFT_OUT = re.compile(
 KEY = re.compile(r"(?<![\w{.])([a-z_]+\.[a-z_]+)(?=\W)")  # rollout.steps, but not {config.rollout}
 
 STARTED = {  # files that no import leads to, and the file that starts them
-    "math_worker": "pool", "gym_worker": "pool", "zygote": "client", "preflight": "sweep",
+    "math_worker": "pool",
+    "gym_worker": "pool",
+    "zygote": "client",
+    "preflight": "sweep",
     "__main__": "help",
-}  # fmt: skip
+}
 SLOW_FILES = re.compile(r"browser|slurm|ranks|kills|docs|server|real_data|/slow/")
 SLOW_MARKS = "slow or browser or slurm or gpu"
 LIMIT_S = 300.0  # wall time of the tests of one fault
@@ -273,9 +281,13 @@ def pytest(root: Path, words: list[str], limit_s: float) -> tuple[int | None, st
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-rfE", "--tb=line"]
     with tempfile.TemporaryFile("w+") as output:
         running = subprocess.Popen(
-            [*command, "-p", "no:cacheprovider", *words], cwd=root, env=os.environ | settings,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [*command, "-p", "no:cacheprovider", *words],
+            cwd=root,
+            env=os.environ | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             code: int | None = running.wait(limit_s)
         except subprocess.TimeoutExpired:

@@ -27,11 +27,18 @@ PRESETS = {
     **{
         name: f"experiment={name}"
         for name in (
-            "diffu_grpo", "coupled_grpo", "wd1", "spg", "espo", "stable_drl", "bgpo", "tracerl",
+            "diffu_grpo",
+            "coupled_grpo",
+            "wd1",
+            "spg",
+            "espo",
+            "stable_drl",
+            "bgpo",
+            "tracerl",
             "tracerl_value",
         )
     },
-}  # fmt: skip
+}
 TRAINING_S = {"countdown": 30, "sudoku": 45}  # of a preset's run
 Rows = dict[tuple[str, str], str]  # of a table, by their first two cells
 COLLAPSE = 0.1  # a run that ends so far below its best validation accuracy
@@ -55,11 +62,15 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 PRESET_RUNS: dict[str, tuple[str, ...]] = {
     f"{task}, {name}": (
-        f"task={task}", word, "num_steps=100000", f"max_training_s={seconds}", "traces.every=0",
+        f"task={task}",
+        word,
+        "num_steps=100000",
+        f"max_training_s={seconds}",
+        "traces.every=0",
     )
     for task, seconds in TRAINING_S.items()
     for name, word in PRESETS.items()
-}  # fmt: skip
+}
 
 
 def folder_of(name: str, seed: int) -> Path:

@@ -86,9 +86,12 @@ class Engine:
             from accelerate.utils import DeepSpeedPlugin
 
             self.zero_settings = zero.settings(
-                cluster, self.stage, bfloat16=self.bfloat16, max_grad_norm=max_grad_norm,
+                cluster,
+                self.stage,
+                bfloat16=self.bfloat16,
+                max_grad_norm=max_grad_norm,
                 on_cpu=on_cpu,
-            )  # fmt: skip
+            )
             plugin = DeepSpeedPlugin(hf_ds_config=self.zero_settings)
         group = InitProcessGroupKwargs(
             backend="gloo" if on_cpu else "nccl",

@@ -161,8 +161,9 @@ def warn_of_no_locks(folder: Path, reason: str) -> None:
     """Once of each folder."""
     log.warning(
         "%s: its file system has no locks (%s); start no two commands that write there",
-        folder, reason,
-    )  # fmt: skip
+        folder,
+        reason,
+    )
 
 
 @contextmanager

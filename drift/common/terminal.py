@@ -138,10 +138,15 @@ class Bar:
         )
 
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False), MofNCompleteColumn(),
-            BarColumn(bar_width=None), TimeRemainingColumn(compact=True), TextColumn("left"),
-            expand=True, get_time=clock, speed_estimate_period=SPEED_S,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            expand=True,
+            get_time=clock,
+            speed_estimate_period=SPEED_S,
+        )
         self.progress.add_task(what, total=total, completed=done)
         (self.task,) = self.progress.tasks
         self._visible = False

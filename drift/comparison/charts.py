@@ -23,8 +23,15 @@ from drift.runs.tracking import PHASES, shortened
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
 GREY = "#444444"  # the same in a PNG
 COLORS = (  # Okabe and Ito's, which colour-blind readers tell apart, without black and yellow
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#8C6BB1",
-)  # fmt: skip
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#999999",
+    "#8C6BB1",
+)
 LABEL = 30  # characters of a label beside a bar
 MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}  # by the dashes of a group's lines
 DASHES = tuple(MARKERS)
@@ -116,9 +123,14 @@ def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
             grid, values = together([smooth(curve, window) for curve in curves])
             few = len(grid) < 12
             axes.plot(
-                grid, values.mean(0), **look, label=group.label, linewidth=1.5,
-                marker="o" if few else None, markersize=3,
-            )  # fmt: skip
+                grid,
+                values.mean(0),
+                **look,
+                label=group.label,
+                linewidth=1.5,
+                marker="o" if few else None,
+                markersize=3,
+            )
             if len(curves) > 1:
                 axes.fill_between(
                     grid, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0
@@ -141,10 +153,17 @@ def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
         front = sorted((nfe, last.value) for nfe, last in ends if nfe is not None and last)
         if len(same) > 1 and front:
             axes.plot(
-                [nfe for nfe, _ in front], [value for _, value in front], color="#999999",
-                linewidth=1, marker="o", markersize=11, markerfacecolor="none", zorder=1,
-                drawstyle="steps-post", label=label,
-            )  # fmt: skip
+                [nfe for nfe, _ in front],
+                [value for _, value in front],
+                color="#999999",
+                linewidth=1,
+                marker="o",
+                markersize=11,
+                markerfacecolor="none",
+                zorder=1,
+                drawstyle="steps-post",
+                label=label,
+            )
             label = "_"  # the legend has it once
     for group, look in zip(groups, looks(groups), strict=True):
         accuracy, nfe = group.accuracy("last"), group.figure("NFE")
@@ -154,9 +173,14 @@ def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
         low, high = accuracy.ci95 or (value, value)
         below, above = max(0.0, value - low), max(0.0, high - value)  # rounded ends, as 1e-18 for 0
         axes.errorbar(
-            [nfe], [value], yerr=[[below], [above]],
-            fmt=MARKERS[look["linestyle"]], color=look["color"], capsize=3, label=group.label,
-        )  # fmt: skip
+            [nfe],
+            [value],
+            yerr=[[below], [above]],
+            fmt=MARKERS[look["linestyle"]],
+            color=look["color"],
+            capsize=3,
+            label=group.label,
+        )
     axes.set_xlabel("network evaluations of a completion (NFE)")
     axes.set_ylabel("final test accuracy")
 
@@ -169,8 +193,14 @@ def phase_shares(axes: Axes, groups: list[Group]) -> None:
         for phase in PHASES:
             shares = [run.phase_shares[phase] for run in group.shown if run.phase_shares]
             share = sum(shares) / len(shares)
-            axes.barh(row, share, left=left, color=PHASE_COLORS[phase], height=0.7,
-                      label=phase if row == 0 else None)  # fmt: skip
+            axes.barh(
+                row,
+                share,
+                left=left,
+                color=PHASE_COLORS[phase],
+                height=0.7,
+                label=phase if row == 0 else None,
+            )
             left += share
     labels = [shortened(group.label, LABEL) for group in shown]
     axes.set_yticks(range(len(shown)), labels)
@@ -237,8 +267,9 @@ def write_sheets(folder: Path, groups: list[Group]) -> list[Path]:
                 chart.draw(axes, groups)
             handles, labels = grid[0].get_legend_handles_labels()
             if sheet != "phases" and labels:
-                figure.legend(handles, labels, loc="outside lower center", ncols=columns + 1,
-                              frameon=False)  # fmt: skip
+                figure.legend(
+                    handles, labels, loc="outside lower center", ncols=columns + 1, frameon=False
+                )
             path = folder / f"{sheet}.png"
             figure.savefig(path, dpi=100)
         written.append(path)

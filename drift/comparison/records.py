@@ -17,10 +17,14 @@ from drift.runs.sweep import SWEEP, by_key, refresh
 from drift.runs.tracking import CARD, PHASES, TRAINING, MetricsFile, read_card
 
 METRICS = (
-    "reward/mean", "eval/accuracy", "eval/nfe", "rollout/tokens", "rollout/drawn_prompts",
+    "reward/mean",
+    "eval/accuracy",
+    "eval/nfe",
+    "rollout/tokens",
+    "rollout/drawn_prompts",
     "mem/peak_gib",
     *(f"time/{phase}_s" for phase in PHASES),
-)  # fmt: skip
+)
 SAMPLED = ("rollout.prompts_per_step", "rollout.group_size")  # a step's; every run has them
 PAGE = 1000  # MLflow runs that are asked for at a time
 REPORT_TAG = "compare"  # of the MLflow run that holds a report
@@ -300,9 +304,12 @@ def from_experiment(config: MlflowConfig) -> list[RunRecord]:
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment], "", order_by=["attributes.start_time ASC"], max_results=PAGE,
+            [experiment],
+            "",
+            order_by=["attributes.start_time ASC"],
+            max_results=PAGE,
             page_token=token,
-        )  # fmt: skip
+        )
         found += [run for run in page if is_training(run)]
         token = page.token
         if not token:

@@ -145,11 +145,16 @@ class Comparison:
     def differences(self) -> list[tuple[str, list[str]]]:
         """Settings that are neither shared nor columns: the values in each group."""
         return [
-            (key, [" | ".join(dict.fromkeys(run.compared.get(key, "") for run in group.shown))
-                   for group in self.groups])
+            (
+                key,
+                [
+                    " | ".join(dict.fromkeys(run.compared.get(key, "") for run in group.shown))
+                    for group in self.groups
+                ],
+            )
             for key in differing(self.compared)
             if key not in self.settings
-        ]  # fmt: skip
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         rows = [dict(zip(self.columns(), self.row(group), strict=True)) for group in self.groups]
@@ -187,11 +192,14 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
     css = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
     rows: list[dict[str, Any]] = []
     for group, style in zip(comparison.groups, looks(comparison.groups), strict=True):
-        rows.append({
-            "label": group.label,
-            "cells": comparison.row(group), "color": style["color"],
-            "dashes": css[style["linestyle"]],
-        })  # fmt: skip
+        rows.append(
+            {
+                "label": group.label,
+                "cells": comparison.row(group),
+                "color": style["color"],
+                "dashes": css[style["linestyle"]],
+            }
+        )
     page = template().render(
         title=comparison.title,
         counts=comparison.counts(),

@@ -18,9 +18,14 @@ from drift.tasks.records import BROKEN_GZ, Record, integer, open_data, read_reco
 
 Fields = dict[str, Any]
 SUBJECTS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
-    "prealgebra", "precalculus",
-)  # fmt: skip
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|validation|test)(?![a-z])")
 
 

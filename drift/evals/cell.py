@@ -221,9 +221,15 @@ def run_cell(
     for first in range(before, total, settings.chunk_size):
         part = problems.part(first, first + settings.chunk_size)
         found = complete(
-            engine, policy, task, part, config.rollout,
-            key=key, samples=settings.samples, first_row=first * settings.samples,
-        )  # fmt: skip
+            engine,
+            policy,
+            task,
+            part,
+            config.rollout,
+            key=key,
+            samples=settings.samples,
+            first_row=first * settings.samples,
+        )
         if not engine.is_main:
             continue
         if first == 0 and settings.trace_problems:
@@ -233,8 +239,9 @@ def run_cell(
         cell.add(found.rows, len(part.ids), found.decode_s)
         passed = time.perf_counter() - started
         left = passed / (progress.done - before) * (total - progress.done)
-        log.info("%s: %d of %d problems, %.0f s left", progress.checkpoint, progress.done, total,
-                 left)  # fmt: skip
+        log.info(
+            "%s: %d of %d problems, %.0f s left", progress.checkpoint, progress.done, total, left
+        )
 
 
 def shown_rows(policy: Policy, rollout: Rollout, count: int, source: str) -> list[TraceRow]:

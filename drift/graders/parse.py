@@ -61,12 +61,30 @@ Node = Leaf | Group
 MONEY, ROW = "\x01", "\x02"  # stand for \$ and \\ while an answer is read
 UNICODE = str.maketrans(
     {
-        "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "π": "\\pi ",
-        "∞": "\\infty ", "°": "^\\circ ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ",
-        "∈": "\\in ", "±": "\\pm ", "θ": "\\theta ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
-        "€": MONEY, "£": MONEY, "¥": MONEY, "√": "\\sqrt ",
+        "−": "-",
+        "–": "-",
+        "×": "\\times ",
+        "·": "\\cdot ",
+        "÷": "\\div ",
+        "π": "\\pi ",
+        "∞": "\\infty ",
+        "°": "^\\circ ",
+        "≤": "\\le ",
+        "≥": "\\ge ",
+        "≠": "\\ne ",
+        "∪": "\\cup ",
+        "∈": "\\in ",
+        "±": "\\pm ",
+        "θ": "\\theta ",
+        "½": "\\frac{1}{2}",
+        "²": "^2",
+        "³": "^3",
+        "€": MONEY,
+        "£": MONEY,
+        "¥": MONEY,
+        "√": "\\sqrt ",
     }
-)  # fmt: skip
+)
 REWRITES = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
@@ -102,7 +120,7 @@ REWRITES = tuple(
         (r",?\s*(\\text\s*\{\s*(and|or)\s*\}|(?<![\\a-zA-Z])(and|or)(?![a-zA-Z]))\s*|\s*;\s*", ","),
         (r"\s+", " "),
     )
-)  # fmt: skip
+)
 
 DECIMAL = r"(?:\d{1,60}(?:\.\d{0,60})?|\.\d{1,60})"
 FRACTION = re.compile(

@@ -121,10 +121,14 @@ def pad_batches(batches: list[MicroBatch], count: int, pad: int, device: torch.d
             MicroBatch(
                 ids_MS=none.new_full((1, 1), pad),
                 length_M=none.new_ones(1),
-                row_N=none, position_N=none, target_N=none,
-                view_N=none, batch_N=none, canvas_N=none,
+                row_N=none,
+                position_N=none,
+                target_N=none,
+                view_N=none,
+                batch_N=none,
+                canvas_N=none,
             )
-        )  # fmt: skip
+        )
 
 
 def score(

@@ -106,8 +106,7 @@ def rows_of_rank(config: RunConfig, ranks: int) -> int:
 
 def micro_batches(config: RunConfig, ranks: int) -> int:
     """Learner forwards of one pass over a rank's view-rows."""
-    return ceil(rows_of_rank(config, ranks) * num_views(config)
-                / config.optim.rows_per_forward)  # fmt: skip
+    return ceil(rows_of_rank(config, ranks) * num_views(config) / config.optim.rows_per_forward)
 
 
 def traffic(sizes: Sizes, config: RunConfig) -> Terms:
@@ -123,8 +122,11 @@ def traffic(sizes: Sizes, config: RunConfig) -> Terms:
     elif split.stage == 1:
         terms.put("reduce-scatter of gradients", 4 * trained * share * updates, "4 T (R-1)/R")
     if split.stage >= 2:
-        terms.put("reduce-scatter of gradients", w * trained * share * updates * cuts,
-                  f"w T (R-1)/R, {cuts} micro-batches")  # fmt: skip
+        terms.put(
+            "reduce-scatter of gradients",
+            w * trained * share * updates * cuts,
+            f"w T (R-1)/R, {cuts} micro-batches",
+        )
     if split.stage in (1, 2):
         terms.put("all-gather of new weights", w * trained * share * updates, "w T (R-1)/R")
     if split.stage == 3:
@@ -143,10 +145,14 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
     old = old_passes(config)
     if adapter and config.objective.kl_coef:
         old += 1  # the reference is the base, gathered like the policy
-    terms.put("all-gather in forwards", whole * cuts * (updates + old),
-              f"w N (R-1)/R, {cuts * (updates + old)} times")  # fmt: skip
-    terms.put("all-gather in backwards", whole * cuts * updates,
-              f"w N (R-1)/R, {cuts * updates} times")  # fmt: skip
+    terms.put(
+        "all-gather in forwards",
+        whole * cuts * (updates + old),
+        f"w N (R-1)/R, {cuts * (updates + old)} times",
+    )
+    terms.put(
+        "all-gather in backwards", whole * cuts * updates, f"w N (R-1)/R, {cuts * updates} times"
+    )
     rollout = config.rollout
     if rollout.weights == RolloutWeights.gather:
         turns = rollout.steps * ceil(rows_of_rank(config, split.ranks) / rollout.max_rows)

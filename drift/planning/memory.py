@@ -154,8 +154,9 @@ def held(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Te
     if not split.offload_parameters:
         size, formula = trained_weights(sizes)
         third = split.stage == 3
-        terms.put("weights", size / (split.ranks if third else 1),
-                  f"{formula} / R" if third else formula)  # fmt: skip
+        terms.put(
+            "weights", size / (split.ranks if third else 1), f"{formula} / R" if third else formula
+        )
     if not split.stage:
         terms.put("AdamW moments", 8 * trained, "8 T")
         if split.ranks > 1:
@@ -214,8 +215,11 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
     if weights == RolloutWeights.replica and not (adapter and sizes.split.stage < 3):
         terms.put("replica", (total + adapter) * w, "(N + T) w" if adapter else "N w")
     if weights == RolloutWeights.gather:
-        terms.put("gathered sampler", (total - (b.num_layers - 2) * block) * w,
-                  "w (N - (L - 2) block): a block, twice while it is copied")  # fmt: skip
+        terms.put(
+            "gathered sampler",
+            (total - (b.num_layers - 2) * block) * w,
+            "w (N - (L - 2) block): a block, twice while it is copied",
+        )
     return terms
 
 
@@ -237,13 +241,19 @@ def training(
         terms.put("gathered weights", live * w, "w min(N, 1e9)")
     layers = 1 if model.gradient_checkpointing else b.num_layers
     per_token = block_activations(model, b, split)
-    terms.put("activations", tokens * layers * per_token,
-              f"rows_per_forward S {'1' if layers == 1 else 'L'} block, {per_token} B")  # fmt: skip
+    terms.put(
+        "activations",
+        tokens * layers * per_token,
+        f"rows_per_forward S {'1' if layers == 1 else 'L'} block, {per_token} B",
+    )
     terms.put("logits", logits(sizes), "4 chunks of the head")
     if model.gradient_checkpointing:
         stream = stream_width(model, split)
-        terms.put("checkpoints", tokens * b.num_layers * stream * b.hidden_size,
-                  f"rows_per_forward S L D {stream} B")  # fmt: skip
+        terms.put(
+            "checkpoints",
+            tokens * b.num_layers * stream * b.hidden_size,
+            f"rows_per_forward S L D {stream} B",
+        )
     if w == 2 and not model.lora.rank and not split.stage:
         terms.put("bfloat16 weights", autocast_copies(sizes), "2 N, autocast's copies")
     return terms
@@ -256,8 +266,11 @@ def updating(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -
     if split.stage == 0:
         terms.put("gradients", 4 * trained, "4 T")
         largest = min(trained, b.vocab_size * b.hidden_size)
-        terms.put("AdamW temporaries", 4 * (largest if sizes.on_cpu else trained),
-                  "4 times the largest tensor" if sizes.on_cpu else "4 T")  # fmt: skip
+        terms.put(
+            "AdamW temporaries",
+            4 * (largest if sizes.on_cpu else trained),
+            "4 times the largest tensor" if sizes.on_cpu else "4 T",
+        )
         return terms
     if split.offload_optimizer:
         return terms
@@ -295,8 +308,7 @@ def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
     b, w, terms = sizes.backbone, sizes.width, Terms()
     kv = b.num_kv_heads * b.head_size
     per_token = w * (4 * b.hidden_size + 2 * kv + 3 * b.mlp_size)
-    terms.put("activations", rollout.max_rows * sizes.row * per_token,
-              f"max_rows S {per_token} B")  # fmt: skip
+    terms.put("activations", rollout.max_rows * sizes.row * per_token, f"max_rows S {per_token} B")
     terms.put("logits", logits(sizes), "4 chunks of the head")
     terms.take(cache(sizes, rollout))
     return terms

@@ -15,19 +15,41 @@ def shape(**sizes: Any) -> BackboneConfig:
 
 
 SHAPES = {
-    "small": ("llada", shape(
-        vocab_size=32_000, hidden_size=512, num_layers=6, num_heads=8, num_kv_heads=8,
-        mlp_size=1536,
-    )),
-    "llada-8b": ("llada", shape(
-        vocab_size=126_464, hidden_size=4096, num_layers=32, num_heads=32, num_kv_heads=32,
-        mlp_size=12_288,
-    )),
-    "dream-7b": ("dream", shape(
-        vocab_size=152_064, hidden_size=3584, num_layers=28, num_heads=28, num_kv_heads=4,
-        mlp_size=18_944, qkv_bias=True,
-    )),
-}  # fmt: skip
+    "small": (
+        "llada",
+        shape(
+            vocab_size=32_000,
+            hidden_size=512,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=8,
+            mlp_size=1536,
+        ),
+    ),
+    "llada-8b": (
+        "llada",
+        shape(
+            vocab_size=126_464,
+            hidden_size=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=32,
+            mlp_size=12_288,
+        ),
+    ),
+    "dream-7b": (
+        "dream",
+        shape(
+            vocab_size=152_064,
+            hidden_size=3584,
+            num_layers=28,
+            num_heads=28,
+            num_kv_heads=4,
+            mlp_size=18_944,
+            qkv_bias=True,
+        ),
+    ),
+}
 
 HUB = {
     "GSAI-ML/LLaDA-8B-Instruct": "llada-8b",

@@ -134,11 +134,18 @@ def over_table(key: str, plans: dict[str, Plan], flops: float, gb_per_s: float) 
         sent = cost.traffic(plan.sizes, plan.config).total / 1e9
         times = [work[name] * 1e12 / flops for name in ("rollout", "learner")]
         times.append(sent / gb_per_s)
-        rows.append([
-            value, str(plan.sizes.split.ranks), f"{moments[fullest].total / GIB:.1f} ({fullest})",
-            f"{work['rollout']:.0f}", f"{work['learner']:.0f}", f"{sent:.0f}",
-            *[f"{time:.1f}" for time in times], f"{sum(times):.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                value,
+                str(plan.sizes.split.ranks),
+                f"{moments[fullest].total / GIB:.1f} ({fullest})",
+                f"{work['rollout']:.0f}",
+                f"{work['learner']:.0f}",
+                f"{sent:.0f}",
+                *[f"{time:.1f}" for time in times],
+                f"{sum(times):.0f}",
+            ]
+        )
     head = [key, "ranks", "most GiB of a GPU", "rollout TFLOP", "learner TFLOP", "GB sent"]
     return table([*head, "rollout s", "learner s", "traffic s", "sum s"], rows)
 

@@ -356,10 +356,15 @@ def save_policy(
     if fetch is None:
         fetch = partial(lora.merged_weight, policy)
     write_shards(
-        folder, "model", {official: shapes[name] for official, name in ours.items()}, dtype,
+        folder,
+        "model",
+        {official: shapes[name] for official, name in ours.items()},
+        dtype,
         lambda official: fetch(ours[official]),
-        max_shard_size=max_shard_size, rank=rank, num_ranks=num_ranks,
-    )  # fmt: skip
+        max_shard_size=max_shard_size,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
     if rank == 0:
         save_settings(policy, folder)
 

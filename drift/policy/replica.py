@@ -27,9 +27,12 @@ class Replica(Policy):
     def __init__(self, trained: Policy, dtype: torch.dtype):
         with torch.device("meta"):
             super().__init__(
-                Backbone(trained.backbone.config).to(dtype), trained.family, trained.special,
-                raw_config=trained.raw_config, tokenizer=trained._tokenizer,
-            )  # fmt: skip
+                Backbone(trained.backbone.config).to(dtype),
+                trained.family,
+                trained.special,
+                raw_config=trained.raw_config,
+                tokenizer=trained._tokenizer,
+            )
             if trained.adapter:
                 lora.attach(self, trained.adapter, like=lora.factors(trained))
         self.fill(trained.device)

@@ -151,9 +151,13 @@ def compiled(policy: Policy, cache: Cache) -> Callable[..., Tensor]:
     run = torch.compile(policy.backbone.step, fullgraph=True, mode="reduce-overhead")
 
     def step(
-        ids_AQ: Tensor, columns_AQ: Tensor, length_A: Tensor | None, cache: Cache,
-        num_wanted: int, num_keys: int,
-    ) -> Tensor:  # fmt: skip
+        ids_AQ: Tensor,
+        columns_AQ: Tensor,
+        length_A: Tensor | None,
+        cache: Cache,
+        num_wanted: int,
+        num_keys: int,
+    ) -> Tensor:
         rows = len(ids_AQ)
         if length_A is None:
             length_A = torch.full((rows,), num_keys, device=ids_AQ.device)

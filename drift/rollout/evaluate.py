@@ -177,12 +177,20 @@ def completions_of(rollout: Rollout, samples: int) -> list[Completion]:
     )
     return [
         Completion(
-            key=example.key, prompt=example.prompt, sample=row % samples, completion=text,
-            answer=score.answer, correct=score.correct, verdict=score.verdict, nfe=nfe,
-            length=length, tokens=tokens, finished=finished,
+            key=example.key,
+            prompt=example.prompt,
+            sample=row % samples,
+            completion=text,
+            answer=score.answer,
+            correct=score.correct,
+            verdict=score.verdict,
+            nfe=nfe,
+            length=length,
+            tokens=tokens,
+            finished=finished,
         )
         for row, example, text, score, nfe, length, tokens, finished in columns
-    ]  # fmt: skip
+    ]
 
 
 def evaluate(
@@ -222,6 +230,8 @@ def load_problems(
     if dropped:
         log.warning(
             "%d of %d %s prompts are longer than the model's positions and were dropped",
-            dropped, len(examples), split,
-        )  # fmt: skip
+            dropped,
+            len(examples),
+            split,
+        )
     return Problems(split=split, examples=kept, ids=ids)

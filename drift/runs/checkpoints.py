@@ -136,9 +136,14 @@ def write_head(folder: Path, engine: Engine) -> None:
     shapes = head_shapes(engine)
     if shapes:
         write_shards(
-            folder, HEAD, shapes, torch.float32, lambda name: engine.full(name, zero.WEIGHT),
-            rank=engine.rank, num_ranks=engine.num_ranks,
-        )  # fmt: skip
+            folder,
+            HEAD,
+            shapes,
+            torch.float32,
+            lambda name: engine.full(name, zero.WEIGHT),
+            rank=engine.rank,
+            num_ranks=engine.num_ranks,
+        )
 
 
 def factor_names(engine: Engine, policy: Policy) -> dict[str, str]:
@@ -158,9 +163,15 @@ def write_moments(folder: Path, engine: Engine) -> None:
         return engine.full(parameter, key)
 
     write_shards(
-        folder, OPTIMIZER, shapes, torch.float32, moment,
-        max_shard_size=shard_limit(engine), rank=engine.rank, num_ranks=engine.num_ranks,
-    )  # fmt: skip
+        folder,
+        OPTIMIZER,
+        shapes,
+        torch.float32,
+        moment,
+        max_shard_size=shard_limit(engine),
+        rank=engine.rank,
+        num_ranks=engine.num_ranks,
+    )
 
 
 def files_in(folder: Path) -> list[str]:

@@ -31,12 +31,25 @@ ONLY_WITH = {  # settings that every option of their group had, and those that h
 BOOKKEEPING = ("checkpoint.", "cluster", "eval.every", "traces.")  # nothing is learned by them
 PRIVATE = ("output_dir", "seed", "tracking")  # no settings to compare runs by
 NOT_TEST = tuple(  # of a task: without influence on which test problems it has
-    f"task.{name}" for name in (
-        "prompt", "system", "gen_length", "block_length", "long_prompts", "reward.", "train_size",
-        "validation_size", "files.train", "files.validation", "workers", "time_limit_s",
-        "memory_mb", "partial", "allow_unsafe",
+    f"task.{name}"
+    for name in (
+        "prompt",
+        "system",
+        "gen_length",
+        "block_length",
+        "long_prompts",
+        "reward.",
+        "train_size",
+        "validation_size",
+        "files.train",
+        "files.validation",
+        "workers",
+        "time_limit_s",
+        "memory_mb",
+        "partial",
+        "allow_unsafe",
     )
-)  # fmt: skip
+)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

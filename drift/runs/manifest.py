@@ -21,9 +21,18 @@ from drift.config.commands import RunConfig, SFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "torch", "transformers", "tokenizers", "accelerate", "deepspeed", "peft", "hydra-core",
-    "mlflow", "sympy", "math-verify", "reasoning-gym",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "deepspeed",
+    "peft",
+    "hydra-core",
+    "mlflow",
+    "sympy",
+    "math-verify",
+    "reasoning-gym",
+)
 
 
 def data_digest(examples: list[Example]) -> dict[str, Any]:

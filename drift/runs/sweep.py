@@ -233,10 +233,18 @@ def work(
     swept = by_key(card.overrides)
     wanted = read_json(card.sweep / SWEEP)["swept"]
     note(
-        card, num=card.num, overrides=card.overrides, sweep=str(card.sweep), job_id=card.id,
-        swept={key: swept[key] for key in wanted if key in swept}, status="running", error=None,
-        host=socket.gethostname(), started=time.time(), ended=None,
-    )  # fmt: skip
+        card,
+        num=card.num,
+        overrides=card.overrides,
+        sweep=str(card.sweep),
+        job_id=card.id,
+        swept={key: swept[key] for key in wanted if key in swept},
+        status="running",
+        error=None,
+        host=socket.gethostname(),
+        started=time.time(),
+        ended=None,
+    )
     if words := what_is_left(card.sweep):
         log.info("job %d of the sweep; %s", card.num, words)
     try:

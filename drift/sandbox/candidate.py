@@ -26,9 +26,13 @@ MAX_ITEMS = 100_000  # of an iterator whose end is not in sight
 BASES: tuple[Any, ...] = (int, float, str, list, dict, tuple, set, frozenset, bytes, complex)
 VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 OPERATIONS: dict[str, Any] = {  # on the program's objects, as the checker may ask for them
-    "len": len, "list": list, "str": str, "bool": bool,
-    "eq": operator.eq, "getitem": operator.getitem,
-}  # fmt: skip
+    "len": len,
+    "list": list,
+    "str": str,
+    "bool": bool,
+    "eq": operator.eq,
+    "getitem": operator.getitem,
+}
 
 
 def main(isolation: Isolation, memory_mb: int) -> NoReturn:

@@ -76,8 +76,10 @@ def report_skipped(path: Path, bad: list[DataError], num_good: int) -> None:
     if bad:
         log.warning(
             "%d of the %d records of %s are bad and were left out (data.on_error=skip):",
-            len(bad), len(bad) + num_good, path,
-        )  # fmt: skip
+            len(bad),
+            len(bad) + num_good,
+            path,
+        )
     for error in bad[:MAX_LISTED]:
         log.warning("  %s", error)
     if len(bad) > MAX_LISTED:
@@ -144,8 +146,10 @@ class Task(ABC):
         if split == Split.validation:
             log.info(
                 "no task.files.validation: %d of the %d problems of %s are held out",
-                len(chosen), len({example.key for example in train}), files.train,
-            )  # fmt: skip
+                len(chosen),
+                len({example.key for example in train}),
+                files.train,
+            )
         return [e for e in train if (e.key in chosen) == (split == Split.validation)]
 
     def from_file(self, split: Split) -> list[Example]:

@@ -14,9 +14,11 @@ from drift.tasks.records import string, strings, text
 
 log = logging.getLogger("drift")
 METHODS = {
-    "code_function": "code_function", "function": "code_function",
-    "code_stdio": "code_stdio", "stdio": "code_stdio",
-}  # fmt: skip
+    "code_function": "code_function",
+    "function": "code_function",
+    "code_stdio": "code_stdio",
+    "stdio": "code_stdio",
+}
 MAX_TIME_LIMIT = 300.0
 
 
@@ -50,8 +52,11 @@ class Code(Task):
             log.warning(
                 "%d of %d %s problems cannot be checked in the sandbox and were dropped; "
                 "the first: %s %s",
-                len(reasons), len(examples), split, *next(iter(reasons.items())),
-            )  # fmt: skip
+                len(reasons),
+                len(examples),
+                split,
+                *next(iter(reasons.items())),
+            )
         self._files_read[split] = [e for e in examples if e.key not in reasons]
         return self._files_read[split]
 

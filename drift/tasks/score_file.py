@@ -60,8 +60,11 @@ class Summary:
         accuracy = Accuracy(correct=self.correct, n=sum(verdicts.values()))
         means = {name: total / accuracy.n for name, total in self.sums.items()}
         return {
-            **accuracy.as_dict(), "means": means, "verdicts": verdicts, "bad_records": bad,
-        }  # fmt: skip
+            **accuracy.as_dict(),
+            "means": means,
+            "verdicts": verdicts,
+            "bad_records": bad,
+        }
 
 
 @contextmanager

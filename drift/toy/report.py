@@ -10,7 +10,7 @@ from typing import Any
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
-from drift.config.checks_learner import masking_problems, objective_problems
+from drift.config.checks import masking_problems, objective_problems
 from drift.config.commands import LabConfig, RunConfig
 from drift.config.masking import (
     AllConfig,

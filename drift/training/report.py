@@ -174,8 +174,11 @@ class Report:
             log.warning(
                 "nothing was learned in %d steps: every completion of a prompt has the same reward "
                 "(mean %.3f); read some in %s/rollouts/step_%06d.jsonl",
-                SILENT_STEPS, metrics["reward/mean"], self.folder, step,
-            )  # fmt: skip
+                SILENT_STEPS,
+                metrics["reward/mean"],
+                self.folder,
+                step,
+            )
 
     def rollout(self, step: int, rollout: Rollout) -> None:
         """rollouts/step_*.jsonl: all completions of a step with their grades; every rank calls."""
@@ -265,8 +268,12 @@ class Report:
             low, high = entry["ci95"]
             log.info(
                 "%-5s held-out accuracy %.3f  95%% interval [%.3f, %.3f]  %d test problems",
-                name, entry["accuracy"], low, high, entry["n"],
-            )  # fmt: skip
+                name,
+                entry["accuracy"],
+                low,
+                high,
+                entry["n"],
+            )
         total = sum(progress.phase_s.values()) or 1.0
         shares = ", ".join(f"{k} {100 * progress.phase_s[k] / total:.0f}%" for k in PHASES)
         log.info("%.0f s: %s", progress.wall_s, shares)

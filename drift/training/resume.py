@@ -22,9 +22,15 @@ log = logging.getLogger("drift")
 Resumed = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its state
 AUTOMATIC = ("auto", "never")  # values of `resume` that are no folder
 FREE = (  # settings of a run that may change on its way: nothing learns by them, or it only goes on
-    *BOOKKEEPING, "num_steps", "max_training_s", "resume", "output_dir", "tracking",
-    "rollout.max_rows", "optim.rows_per_forward",
-)  # fmt: skip
+    *BOOKKEEPING,
+    "num_steps",
+    "max_training_s",
+    "resume",
+    "output_dir",
+    "tracking",
+    "rollout.max_rows",
+    "optim.rows_per_forward",
+)
 
 
 def digests_of(trainer: Trainer) -> dict[str, Any]:

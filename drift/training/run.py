@@ -9,7 +9,7 @@ from drift.cluster.engine import Engine
 from drift.cluster.preemption import RequeuedExit
 from drift.common.errors import PreemptedError
 from drift.common.files import digest, read_json, sole_user
-from drift.config.checks_learner import idle_settings
+from drift.config.checks import idle_settings
 from drift.config.cluster import ClusterConfig
 from drift.config.commands import RunConfig
 from drift.config.model import Dtype
@@ -77,9 +77,14 @@ def build(config: RunConfig, engine: Engine, resumed: Resumed | None) -> tuple[T
         checkpoints.restore_master_weights(folder, engine, policy)
     tracker = Tracker(config.tracking, Path(config.output_dir))
     trainer = Trainer(
-        config, engine=engine, policy=policy, reference=reference, task=task, problems=problems,
+        config,
+        engine=engine,
+        policy=policy,
+        reference=reference,
+        task=task,
+        problems=problems,
         report=Report(config, engine, tracker),
-    )  # fmt: skip
+    )
     if resumed:
         trainer.resume(*resumed)
         log.info("resumed %s at step %d", resumed[0], trainer.progress.step)

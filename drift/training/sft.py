@@ -13,7 +13,7 @@ from drift.common import ranks, rng, terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import give_back, whole_folder
 from drift.common.types import Example
-from drift.config.checks_learner import idle_settings
+from drift.config.checks import idle_settings
 from drift.config.commands import SFTConfig
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy

@@ -235,9 +235,13 @@ class Trainer:
         try:
             with self.phase("eval"):
                 result = evaluate(
-                    self.engine, self.sampler, self.task, self.problems[split], greedy,
+                    self.engine,
+                    self.sampler,
+                    self.task,
+                    self.problems[split],
+                    greedy,
                     leave=lambda: self.notice.signum > 0,
-                )  # fmt: skip
+                )
         except UnfinishedError:
             self.obey()
             return self.evaluate(name, split)  # submitit's handler has ignored the signal
@@ -262,9 +266,13 @@ class Trainer:
             self.count_wall_time()
             try:
                 path = checkpoints.save(
-                    self.checkpoints, progress.step, self.engine, self.policy, asdict(progress),
+                    self.checkpoints,
+                    progress.step,
+                    self.engine,
+                    self.policy,
+                    asdict(progress),
                     self.curriculum.state(),
-                )  # fmt: skip
+                )
             except CheckpointError as error:
                 if must:
                     raise CheckpointError(

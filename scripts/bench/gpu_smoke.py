@@ -44,16 +44,24 @@ def write_checkpoint(shape: str, folder: Path, device: str) -> float:
 
 def patient(policy: Policy, length: int) -> Patient:
     rollout = StaticConfig(
-        gen_length=length, block_length=min(32, length),
-        steps=length // 4, suppress_end=EndSuppression.token, max_rows=8,
-    )  # fmt: skip
+        gen_length=length,
+        block_length=min(32, length),
+        steps=length // 4,
+        suppress_end=EndSuppression.token,
+        max_rows=8,
+    )
     texts = [f"{i} {i + 3} 5=7" for i in range(8)]
     prompts = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = [Example(key=text, prompt=text, fields={}) for text in texts]
     return Patient(
-        policy=policy, dtype=Dtype.bfloat16, examples=examples, prompts=prompts,
-        answers=[[] for _ in texts], shown=texts[0], rollout=rollout,
-    )  # fmt: skip
+        policy=policy,
+        dtype=Dtype.bfloat16,
+        examples=examples,
+        prompts=prompts,
+        answers=[[] for _ in texts],
+        shown=texts[0],
+        rollout=rollout,
+    )
 
 
 def lora_step(policy: Policy, optimizer: torch.optim.Optimizer, length: int) -> None:

@@ -99,8 +99,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scored", type=float, default=0.25, help="share of the canvas")
     parser.add_argument("--lora", type=int, default=0, help="rank; 0 trains every weight")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--attention", choices=[name.value for name in AttentionBackend],
-                        default="sdpa")  # fmt: skip
+    parser.add_argument(
+        "--attention", choices=[name.value for name in AttentionBackend], default="sdpa"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -121,8 +122,9 @@ def main() -> None:
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     batch = batch_of(options, policy)
-    mixed = torch.autocast(torch.device(options.device).type, torch.bfloat16,
-                           enabled=options.dtype == "bfloat16")  # fmt: skip
+    mixed = torch.autocast(
+        torch.device(options.device).type, torch.bfloat16, enabled=options.dtype == "bfloat16"
+    )
     with mixed:
         update(policy, batch, optimizer)  # kernels are chosen and memory is taken
         took = min(
@@ -135,10 +137,12 @@ def main() -> None:
     size, tokens = options.prompt + options.length, batch["ids_MS"].numel()
     work = flops(policy, tokens, len(batch["row_N"]), size)
     matmul, _ = machine_rates(options.dtype, options.device)
-    model = ModelConfig(dtype=Dtype(options.dtype), lora=settings,
-                        gradient_checkpointing=options.checkpointing)  # fmt: skip
-    sizes = Sizes(model=model, backbone=policy.backbone.config, row=size,
-                  on_cpu=options.device == "cpu")  # fmt: skip
+    model = ModelConfig(
+        dtype=Dtype(options.dtype), lora=settings, gradient_checkpointing=options.checkpointing
+    )
+    sizes = Sizes(
+        model=model, backbone=policy.backbone.config, row=size, on_cpu=options.device == "cpu"
+    )
     objective, rollout = ObjectiveConfig(), RolloutConfig()
     backward = training(sizes, objective, OptimConfig(rows_per_forward=options.rows), rollout)
     step = updating(sizes, objective, rollout)

@@ -93,8 +93,14 @@ class Stopwatch:
             caching.compiled = compiled
 
 
-def measure(policy: Policy, prompts: list[list[int]], config: RolloutConfig, device: str,
-            rates: tuple[float, float], tries: int) -> tuple[dict[str, Any], Trace]:  # fmt: skip
+def measure(
+    policy: Policy,
+    prompts: list[list[int]],
+    config: RolloutConfig,
+    device: str,
+    rates: tuple[float, float],
+    tries: int,
+) -> tuple[dict[str, Any], Trace]:
     """One row of the table: the best of `tries` runs for the time, a watched one for its parts."""
 
     policy.kept_cache = None  # of the row before
@@ -144,18 +150,25 @@ def grid(options: argparse.Namespace) -> list[RolloutConfig]:
         caches += [cache | {"compile": True} for cache in caches[1:]]
     return [
         ROLLOUTS.schemas[rule](
-            gen_length=length, block_length=options.block,
-            steps=options.steps * length // options.length[0], max_rows=batch,
+            gen_length=length,
+            block_length=options.block,
+            steps=options.steps * length // options.length[0],
+            max_rows=batch,
             **cache,
         )
         for rule, length, batch, cache in product(
             options.rule, options.length, options.batch, caches
         )
-    ]  # fmt: skip
+    ]
 
 
-def measure_all(policy: Policy, options: argparse.Namespace, rates: tuple[float, float],
-                rows: list[dict[str, Any]], about: dict[str, Any]) -> None:  # fmt: skip
+def measure_all(
+    policy: Policy,
+    options: argparse.Namespace,
+    rates: tuple[float, float],
+    rows: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
     """Add a row for each of the grid; the static rule's stand beside the plain decoder."""
     device, vocab = options.device, policy.backbone.config.vocab_size
     plain: dict[str, tuple[float, float]] = {}
@@ -195,10 +208,12 @@ def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
     share_B = 0.1 + 0.9 * rng.uniform(rng.stream(0, "ends"), torch.arange(rows))
     end_B = (share_B * length).long().clamp(max=length - 1).to(policy.device)
     config = StaticConfig(
-        gen_length=length, block_length=options.block,
-        steps=2 * options.steps, cache=CacheMode.dual,
+        gen_length=length,
+        block_length=options.block,
+        steps=2 * options.steps,
+        cache=CacheMode.dual,
         max_rows=max(options.batch),
-    )  # fmt: skip
+    )
     advance, stop = decoding.advance, policy.special.stop
 
     def ending(policy: Policy, state: Any, active_A: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -28,10 +28,17 @@ def main() -> None:
         parser.error("--steps must be at least 3: the first two warm up")
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "drift.train", f"num_steps={options.steps}", "tracking=off",
-            "eval.every=0", "eval.max_examples=8", "checkpoint.every=0",
-            f"hydra.run.dir={folder}/run", *options.overrides,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "drift.train",
+            f"num_steps={options.steps}",
+            "tracking=off",
+            "eval.every=0",
+            "eval.max_examples=8",
+            "checkpoint.every=0",
+            f"hydra.run.dir={folder}/run",
+            *options.overrides,
+        ]
         subprocess.run(command, check=True)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines][2:]

@@ -9,8 +9,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import ConfigError
 from drift.common.types import TokenLogps
-from drift.config.checks import validate
-from drift.config.checks_learner import idle_settings
+from drift.config.checks import idle_settings, validate
 from drift.config.commands import RunConfig
 from drift.config.compose import CONF, typed
 from drift.config.objective import Level, Normalization

@@ -15,8 +15,8 @@ NUM_EXAMPLES = 8
 def run(config: DoctorConfig) -> None:
     """Print a verdict per line; exit with 1 if one is bad."""
     from drift.cluster.engine import Engine
-    from drift.planning.diagnosis import Patient, examine, memory_needs
-    from drift.planning.memory import Sizes, split_of
+    from drift.planning.diagnosis import Inspection, examine, memory_needs
+    from drift.planning.memory import Sizes, sharding_of
     from drift.policy.loading import load_model
     from drift.rollout.prompts import encode_all, render
     from drift.tasks import Split, build_task
@@ -36,12 +36,12 @@ def run(config: DoctorConfig) -> None:
         backbone=policy.backbone.config,
         row=max(map(len, prompts)) + config.rollout.gen_length,
         on_cpu=engine.device.type == "cpu",
-        split=split_of(config.cluster),
+        split=sharding_of(config.cluster),
     )
     needs = memory_needs(
         sizes, config.objective, config.optim, config.rollout, engine.memory_bytes()
     )
-    patient = Patient(
+    inspection = Inspection(
         policy=policy,
         dtype=config.model.dtype,
         examples=examples,
@@ -52,7 +52,7 @@ def run(config: DoctorConfig) -> None:
         needs=needs,
     )
     with engine.autocast():
-        findings = examine(patient)
+        findings = examine(inspection)
     table = Table("check", "finding", "verdict", title=str(config.model.path))
     for finding in findings:
         verdict = Text("ok", "green") if finding.healthy else Text("FAILED", "red")

@@ -16,7 +16,7 @@ from drift.config.model import Dtype, FamilyName, ModelConfig
 from drift.config.objective import ObjectiveConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import RolloutConfig, RolloutWeights
-from drift.planning.memory import Sizes, held, split_of
+from drift.planning.memory import Sizes, held, sharding_of
 from drift.policy.loading import load_model
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     with engine.micro_batch(last=True):
         engine.backward(-engine.model(*batch, 1.0)[0].sum())
     engine.step()
-    sizes = Sizes(model=model, backbone=policy.backbone.config, row=16, split=split_of(cluster))
+    sizes = Sizes(model=model, backbone=policy.backbone.config, row=16, split=sharding_of(cluster))
     said = held(sizes, ObjectiveConfig(), RolloutConfig(weights=RolloutWeights.shared))
     if engine.rank == 0:
         print(json.dumps({"held": live_bytes() - before, "said": said}))

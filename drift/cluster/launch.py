@@ -20,7 +20,7 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from drift.cluster import rendezvous
-from drift.cluster.preemption import Notice, patience_s
+from drift.cluster.preemption import StopRequest, patience_s
 from drift.common import ranks
 from drift.common.errors import DriftError, PreemptedError, RankError
 from drift.config.cluster import ClusterConfig
@@ -84,19 +84,19 @@ def start(command: str, config: Any) -> None:
         words.append(reader)
     for process in processes:
         process.start()
-    with Forwarder(processes, cluster) as notice:
+    with Forwarder(processes, cluster) as request:
         dead = first_dead(processes)
         if dead is None:
             return
         left = processes[dead].exitcode == PreemptedError.exit_code
         end(processes, TIDY_S if left else GRACE_S)
         error = explain(first + dead, processes[dead].exitcode, last_words(words[dead]))
-        if isinstance(error, PreemptedError) and notice.signum:
-            notice.obey(notice.signum, 0, str(error).partition(": ")[2])
+        if isinstance(error, PreemptedError) and request.signum:
+            request.end(request.signum, 0, str(error).partition(": ")[2])
         raise error
 
 
-class Forwarder(Notice):
+class Forwarder(StopRequest):
     """Hands the signals that announce the end on to the ranks, which save and leave."""
 
     def __init__(self, processes: list[BaseProcess], cluster: ClusterConfig):

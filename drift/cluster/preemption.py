@@ -1,4 +1,4 @@
-"""Signals that announce the end of a job: noted when they come, obeyed at the end of a step."""
+"""Signals that ask a job to stop: noted when they come, followed at the end of a step."""
 
 import signal
 import time
@@ -21,7 +21,7 @@ def patience_s(cluster: ClusterConfig) -> float | None:
     return 0.8 * cluster.signal_delay_s if isinstance(cluster, SlurmConfig) else None
 
 
-class Notice:
+class StopRequest:
     """Listens inside a `with` block; `signum` is the last signal that came, 0 if none did."""
 
     def __init__(self, patience_s: float | None = None):
@@ -29,7 +29,7 @@ class Notice:
         self.signum = 0
         self.patience_s = patience_s
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "StopRequest":
         self.before: dict[int, Any] = {s: signal.signal(s, self.note) for s in SIGNALS}
         self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.lose_patience)
         return self
@@ -55,7 +55,7 @@ class Notice:
         except SystemExit as error:
             raise RequeuedExit(error.code) from None
 
-    def obey(self, signum: int, rank: int, resume: str) -> None:
+    def end(self, signum: int, rank: int, resume: str) -> None:
         """Leave, after the checkpoint; under submitit do what its own handler does instead.
 
         Its handler of USR2 requeues the job and ends the first rank, SLURM then ends the others;

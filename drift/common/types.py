@@ -1,4 +1,4 @@
-"""The batches that cross rooms, and the one legend of dimension suffixes.
+"""The batches passed between stages, and the one legend of dimension suffixes.
 
 | suffix | dimension |
 |---|---|

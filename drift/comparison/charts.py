@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from drift.comparison.records import Curve, Group, by_test_set, pareto
+from drift.comparison.records import Curve, RunGroup, by_test_set, pareto
 from drift.runs.tracking import PHASES, shortened
 
 INK = "#345678"  # of text and axes in an SVG, replaced by currentColor; no line has it
@@ -64,10 +64,10 @@ class Chart:
 
     title: str
     sheet: str  # the PNG file that has it
-    draw: Callable[[Axes, list[Group]], None]
+    draw: Callable[[Axes, list[RunGroup]], None]
 
 
-def looks(groups: list[Group]) -> list[dict[str, Any]]:
+def looks(groups: list[RunGroup]) -> list[dict[str, Any]]:
     """Colour and dashes of each group; 32 differ.
 
     Where the groups differ by two settings or more, dashes tell the values of the last one that has
@@ -111,11 +111,11 @@ def smooth(curve: Curve, window: int) -> Curve:
     return xs, [float(np.mean(ys[max(0, i + 1 - window) : i + 1])) for i in range(len(ys))]
 
 
-def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
+def learning(metric: str, axis: str) -> Callable[[Axes, list[RunGroup]], None]:
     """A line for each group, the mean over its runs; the band goes from the least to the most."""
     window = SMOOTHED.get(metric, 1)
 
-    def draw(axes: Axes, groups: list[Group]) -> None:
+    def draw(axes: Axes, groups: list[RunGroup]) -> None:
         for group, look in zip(groups, looks(groups), strict=True):
             curves = [curve for run in group.shown if (curve := run.curve(metric, axis))[0]]
             if not curves:
@@ -142,7 +142,7 @@ def learning(metric: str, axis: str) -> Callable[[Axes, list[Group]], None]:
     return draw
 
 
-def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
+def accuracy_over_nfe(axes: Axes, groups: list[RunGroup]) -> None:
     """Where each group ends: test accuracy with its interval against network evaluations.
 
     A line with rings joins the groups on the Pareto front, one for each set of test problems.
@@ -185,7 +185,7 @@ def accuracy_over_nfe(axes: Axes, groups: list[Group]) -> None:
     axes.set_ylabel("final test accuracy")
 
 
-def phase_shares(axes: Axes, groups: list[Group]) -> None:
+def phase_shares(axes: Axes, groups: list[RunGroup]) -> None:
     """A bar for each group, the shares of its time."""
     shown = [group for group in groups if any(run.phase_shares for run in group.shown)]
     for row, group in enumerate(shown):
@@ -228,7 +228,7 @@ CHARTS = [
 ]
 
 
-def svg(chart: Chart, groups: list[Group]) -> str:
+def svg(chart: Chart, groups: list[RunGroup]) -> str:
     """The chart as an SVG element without fixed size, for a page."""
     ink: Any = {f"{name}.color": INK for name in ("text", "xtick", "ytick", "grid")}
     ink |= {"axes.edgecolor": INK, "axes.labelcolor": INK}
@@ -246,12 +246,12 @@ def svg(chart: Chart, groups: list[Group]) -> str:
     return text.replace(INK, "currentColor")
 
 
-def size_of(chart: Chart, groups: list[Group]) -> float:
+def size_of(chart: Chart, groups: list[RunGroup]) -> float:
     """Height in inches; bars need a line each."""
     return max(3.2, 1.2 + 0.3 * len(groups)) if chart.sheet == "phases" else 3.2
 
 
-def write_sheets(folder: Path, groups: list[Group]) -> list[Path]:
+def write_sheets(folder: Path, groups: list[RunGroup]) -> list[Path]:
     """One PNG for each sheet, with a legend."""
     written: list[Path] = []
     for sheet in dict.fromkeys(chart.sheet for chart in CHARTS):

@@ -139,8 +139,8 @@ FIGURES: dict[str, Callable[[RunRecord], float | None]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Runs of one setting, a seed each: Group(settings={"masking": "all"}, runs=[...])."""
+class RunGroup:
+    """Runs of one setting, a seed each: RunGroup(settings={"masking": "all"}, runs=[...])."""
 
     settings: dict[str, str]
     runs: list[RunRecord]
@@ -206,16 +206,16 @@ def horizon(runs: Iterable[RunRecord], axis: str) -> float | None:
     return min((end[0] for end in ends if end), default=None)
 
 
-def by_test_set(groups: list[Group]) -> list[list[Group]]:
+def by_test_set(groups: list[RunGroup]) -> list[list[RunGroup]]:
     """The groups that have numbers, those with the same test problems together."""
-    found: dict[frozenset[tuple[str, str]], list[Group]] = {}
+    found: dict[frozenset[tuple[str, str]], list[RunGroup]] = {}
     for group in groups:
         if group.shown:
             found.setdefault(tested_on(group.shown[0].params), []).append(group)
     return list(found.values())
 
 
-def pareto(groups: list[Group]) -> list[Group]:
+def pareto(groups: list[RunGroup]) -> list[RunGroup]:
     """Of groups with the same test problems those that no other beats in accuracy and NFE."""
     ends = [(group, group.figure("NFE"), group.accuracy("last")) for group in groups]
     known = [(g, nfe, accuracy.value) for g, nfe, accuracy in ends if nfe is not None and accuracy]
@@ -223,7 +223,7 @@ def pareto(groups: list[Group]) -> list[Group]:
     return [group for (group, _, _), on in zip(known, front, strict=True) if on]
 
 
-def grouped(runs: list[RunRecord]) -> list[Group]:
+def grouped(runs: list[RunRecord]) -> list[RunGroup]:
     """Runs of the same settings together, in the order in which the settings appear.
 
     The same seed again is no independent run: the newest that finished stands for it.
@@ -238,12 +238,12 @@ def grouped(runs: list[RunRecord]) -> list[Group]:
     groups: dict[tuple[tuple[str, str], ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
         groups.setdefault(tuple(run.settings.items()), {}).setdefault(run.seed, []).append(run)
-    found: list[Group] = []
+    found: list[RunGroup] = []
     for key, by_seed in groups.items():
         ranked = [sorted(same, key=worth) for same in by_seed.values()]  # equal ones stay in order
         left_out = [run for same in ranked for run in same[:-1]]
         chosen = [same[-1] for same in ranked]
-        found.append(Group(settings=dict(key), runs=chosen, left_out=left_out))
+        found.append(RunGroup(settings=dict(key), runs=chosen, left_out=left_out))
     return found
 
 

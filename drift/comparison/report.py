@@ -14,7 +14,7 @@ from drift.comparison.charts import CHARTS, DASHES, looks, svg, write_sheets
 from drift.comparison.records import (
     FIGURES,
     REPORT_TAG,
-    Group,
+    RunGroup,
     RunRecord,
     by_test_set,
     from_experiment,
@@ -62,7 +62,7 @@ class Comparison:
         names = self.settings or ["run"]
         return [*names, "runs", *ACCURACIES.values(), *speeds, *FIGURES, "front"]
 
-    def row(self, group: Group) -> list[str]:
+    def row(self, group: RunGroup) -> list[str]:
         """A group's cells, in the order of `columns`."""
         finished = sum(run.status == "finished" for run in group.runs)
         estimates = [group.accuracy(name) for name in ACCURACIES]

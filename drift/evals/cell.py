@@ -98,10 +98,10 @@ def checkpoint_folder(name: str, path: Path) -> str:
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
+class CellState:
     """cell.json: what of completions.jsonl is whole, and at the end what came out.
 
-    Progress(checkpoint="data/tiny-countdown", path="...", position=0, total=100, done=64,
+    CellState(checkpoint="data/tiny-countdown", path="...", position=0, total=100, done=64,
              size=18201, decode_s=1.9)
     """
 
@@ -122,7 +122,7 @@ class Progress:
 class Cell:
     """The files of a cell; the first rank alone writes."""
 
-    def __init__(self, folder: Path, new: Progress | None = None):
+    def __init__(self, folder: Path, new: CellState | None = None):
         """The cell that is in `folder`; `new` where there is none.
 
         Raises:
@@ -134,7 +134,7 @@ class Cell:
             self.progress = new
             return
         try:
-            self.progress = Progress(**read_json(folder / CELL, CheckpointError))
+            self.progress = CellState(**read_json(folder / CELL, CheckpointError))
         except TypeError as error:
             raise CheckpointError(f"{folder / CELL} is of another version: {error}") from None
 

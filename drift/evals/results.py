@@ -22,7 +22,7 @@ from drift.common.files import (
     write_text,
 )
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evals.cell import CELL, Cell, Progress
+from drift.evals.cell import CELL, Cell, CellState
 from drift.rollout.evaluate import Completion
 from drift.traces.page import write_trace
 
@@ -160,11 +160,11 @@ def metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class ProtocolResults:
     """The finished cells of one protocol, in the order in which they came."""
 
     protocol: dict[str, Any]
-    cells: list[Progress]
+    cells: list[CellState]
     comparisons: list[dict[str, Any]]  # with the first checkpoint
 
 
@@ -192,10 +192,10 @@ def compare_cells(folder: Path, cells: list[Cell]) -> None:
     write_json(folder / COMPARISONS, {"comparisons": compared})
 
 
-def group_of(folder: Path) -> Group:
+def results_of(folder: Path) -> ProtocolResults:
     """The finished cells in a protocol's folder, and their comparisons."""
     path = folder / COMPARISONS
-    return Group(
+    return ProtocolResults(
         protocol=read_json(folder / PROTOCOL),
         cells=[cell.progress for cell in done_cells(folder)],
         comparisons=read_json(path, missing_ok=True).get("comparisons", []),
@@ -212,14 +212,14 @@ def update_results(results: Path, folder: Path) -> None:
     with locked(results / ".lock"):
         cells = done_cells(folder)
         compare_cells(folder, cells)
-        found = [group_of(path) for path in (results / CELLS).iterdir()]
+        found = [results_of(path) for path in (results / CELLS).iterdir()]
         found = sorted((group for group in found if group.cells), key=in_order)
         write_json(results / "results.json", [as_json(group) for group in found])
         write_text(results / "results.md", markdown(found))
         write_page(results / "traces" / f"{folder.name}.html", folder, cells)
 
 
-def in_order(group: Group) -> tuple[object, ...]:
+def in_order(group: ProtocolResults) -> tuple[object, ...]:
     """Tasks by name, their lengths and steps by size."""
     content, decoding = group.protocol, group.protocol["decoding"]
     return content["task"], decoding["gen_length"], decoding["steps"], digest(content)
@@ -258,7 +258,7 @@ def title(content: dict[str, Any]) -> str:
     )
 
 
-def as_json(group: Group) -> dict[str, Any]:
+def as_json(group: ProtocolResults) -> dict[str, Any]:
     return {
         "protocol": group.protocol,
         "cells": [
@@ -289,7 +289,7 @@ COSTS = ["n", "NFE", "tokens/s", "truncated"]
 PAIR = ["against", "checkpoint", "difference", "gained", "lost", "p"]
 
 
-def place(group: Group) -> list[str]:
+def place(group: ProtocolResults) -> list[str]:
     decoding = group.protocol["decoding"]
     size = [str(decoding["gen_length"]), str(decoding["steps"])]
     return [group.protocol["task"], *size, digest(group.protocol)]
@@ -331,15 +331,15 @@ def pair_line(pair: dict[str, Any], short: dict[str, str]) -> list[str]:
     return [short[pair["first"]], short[pair["second"]], change, *counts]
 
 
-def compared(group: Group) -> list[dict[str, Any]]:
+def compared(group: ProtocolResults) -> list[dict[str, Any]]:
     return [pair for pair in group.comparisons if pair["n"]]
 
 
-def same_names(group: Group) -> dict[str, str]:
+def same_names(group: ProtocolResults) -> dict[str, str]:
     return {cell.checkpoint: cell.checkpoint for cell in group.cells}
 
 
-def markdown(found: list[Group]) -> str:
+def markdown(found: list[ProtocolResults]) -> str:
     """results.md: a table for each number of samples, since their columns differ."""
     parts = ["# Evaluation", "", "Intervals are 95 %."]
     samples = lambda group: group.protocol["samples"]
@@ -365,7 +365,7 @@ def grid(head: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-def described(group: Group) -> list[str]:
+def described(group: ProtocolResults) -> list[str]:
     """What a protocol fixes, as a list."""
     content, first = group.protocol, group.cells[0]
     decoding = ", ".join(f"{k}={v}" for k, v in content["decoding"].items() if v is not None)

@@ -16,7 +16,7 @@ from drift.common.types import Example
 from drift.config.commands import EvalRunConfig
 from drift.evals.cell import (
     Cell,
-    Progress,
+    CellState,
     checkpoint_folder,
     position_in,
     protocol,
@@ -27,13 +27,13 @@ from drift.evals.results import (
     CELLS,
     PAIR,
     PROTOCOL,
-    Group,
+    ProtocolResults,
     compared,
-    group_of,
     header,
     line,
     metrics,
     pair_line,
+    results_of,
     short_names,
     summarize,
     title,
@@ -80,7 +80,7 @@ def run(config: EvalRunConfig) -> None:
     engine.watchdog.start()
     try:
         for name, path in zip(names, paths, strict=True):
-            new = Progress(checkpoint=name, path=str(path), position=position_in(folder, name))
+            new = CellState(checkpoint=name, path=str(path), position=position_in(folder, name))
             cell = Cell(folder / checkpoint_folder(name, path), new)
             if engine.agree(cell.progress.finished):
                 log.info("%s: finished, not run again", name)
@@ -90,7 +90,7 @@ def run(config: EvalRunConfig) -> None:
     finally:
         engine.watchdog.stop()
     if engine.is_main:
-        show(results, group_of(folder))
+        show(results, results_of(folder))
     engine.close()
 
 
@@ -166,7 +166,7 @@ def track(config: EvalRunConfig, cell: Cell, results: Path) -> None:
     tracker.finish("FINISHED")
 
 
-def show(results: Path, group: Group) -> None:
+def show(results: Path, group: ProtocolResults) -> None:
     """The command's own cells on the terminal, and where the rest is."""
 
     console = terminal.console(WIDTH)

@@ -1,6 +1,6 @@
 """What can be wrong with a checkpoint, checked on the checkpoint itself.
 
-Each check takes a `Patient` and returns what was found, and whether that is as it must be.
+Each check takes a `Inspection` and returns what was found, and whether that is as it must be.
 """
 
 import math
@@ -39,7 +39,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
+class Inspection:
     """A checkpoint with something to say: encoded examples and how to decode them."""
 
     policy: Policy
@@ -88,19 +88,20 @@ class Patient:
         return token_logps(policy, batches, hidden_KBC.shape, 1.0).logp_KBC.sum(0)
 
 
-def network(patient: Patient) -> Finding:
-    config = patient.policy.backbone.config
-    count = sum(p.numel() for p in patient.policy.parameters())
+def network(inspection: Inspection) -> Finding:
+    policy = inspection.policy
+    config, count = policy.backbone.config, sum(p.numel() for p in policy.parameters())
     text = (
-        f"{patient.policy.family.name}, {count:,} parameters, {config.num_layers} layers of width "
+        f"{policy.family.name}, {count:,} parameters, {config.num_layers} layers of width "
         f"{config.hidden_size}, {config.num_heads} heads ({config.num_kv_heads} for keys), "
-        f"vocabulary {config.vocab_size}, {config.max_positions} positions, {patient.dtype.value}"
+        f"vocabulary {config.vocab_size}, {config.max_positions} positions, "
+        f"{inspection.dtype.value}"
     )
     return Finding(name="network", text=text, healthy=True)
 
 
-def special_tokens(patient: Patient) -> Finding:
-    special, tokenizer = patient.policy.special, patient.policy.tokenizer
+def special_tokens(inspection: Inspection) -> Finding:
+    special, tokenizer = inspection.policy.special, inspection.policy.tokenizer
     named = {
         "mask": special.mask,
         "pad": special.pad,
@@ -110,35 +111,37 @@ def special_tokens(patient: Patient) -> Finding:
     return Finding(name="special tokens", text=text, healthy=special.mask not in special.stop)
 
 
-def mask_token(patient: Patient) -> Finding:
+def mask_token(inspection: Inspection) -> Finding:
     """The tokenizer's text for the mask id must be one token, and that id."""
-    tokenizer, mask = patient.policy.tokenizer, patient.policy.special.mask
+    tokenizer, mask = inspection.policy.tokenizer, inspection.policy.special.mask
     token = tokenizer.convert_ids_to_tokens(mask)
     encoded = tokenizer(token, add_special_tokens=False)["input_ids"] if token else []
     return Finding(name="mask token", text=f"{token!r} is {encoded}", healthy=encoded == [mask])
 
 
-def chat_template(patient: Patient) -> Finding:
-    shown = patient.shown if len(patient.shown) < 200 else patient.shown[:200] + "..."
-    return Finding(name="chat template", text=repr(shown), healthy=bool(patient.shown))
+def chat_template(inspection: Inspection) -> Finding:
+    shown = inspection.shown if len(inspection.shown) < 200 else inspection.shown[:200] + "..."
+    return Finding(name="chat template", text=repr(shown), healthy=bool(inspection.shown))
 
 
-def logits(patient: Patient) -> Finding:
-    found = patient.prompt_logits()
+def logits(inspection: Inspection) -> Finding:
+    found = inspection.prompt_logits()
     text = f"from {found.min():.1f} to {found.max():.1f} on the prompt"
     return Finding(name="logits", text=text, healthy=bool(found.isfinite().all()))
 
 
 @torch.no_grad()
-def shift(patient: Patient) -> Finding:
+def shift(inspection: Inspection) -> Finding:
     """Half of a known text is hidden; which alignment of the rows predicts it better?
 
     The text is a right answer where the task can write one, else the prompt itself. The
     checkpoint's own output would not do: what a wrong alignment sampled, it also finds likely.
     """
-    policy = patient.policy
+    policy = inspection.policy
     losses, count = torch.zeros(2, dtype=torch.float64), 0
-    for row, (prompt, answer) in enumerate(zip(patient.prompts, patient.answers, strict=True)):
+    for row, (prompt, answer) in enumerate(
+        zip(inspection.prompts, inspection.answers, strict=True)
+    ):
         ids = torch.tensor(prompt + answer, device=policy.device)
         may_hide = torch.arange(len(ids)) >= (len(prompt) if answer else 1)
         noise = rng.uniform(rng.stream(0, "doctor", row), torch.arange(len(ids)))
@@ -160,45 +163,45 @@ def shift(patient: Patient) -> Finding:
 
 
 @torch.no_grad()
-def padding(patient: Patient) -> Finding:
+def padding(inspection: Inspection) -> Finding:
     """A row alone against the same row in a padded batch."""
-    policy, longest = patient.policy, max(map(len, patient.prompts)) + 3
-    ids = torch.full((len(patient.prompts), longest), policy.special.pad, device=policy.device)
-    for row, prompt in enumerate(patient.prompts):
+    policy, longest = inspection.policy, max(map(len, inspection.prompts)) + 3
+    ids = torch.full((len(inspection.prompts), longest), policy.special.pad, device=policy.device)
+    for row, prompt in enumerate(inspection.prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt, device=policy.device)
-    lengths = torch.tensor([len(p) for p in patient.prompts], device=policy.device)
+    lengths = torch.tensor([len(p) for p in inspection.prompts], device=policy.device)
     together = policy.logits(ids, lengths)
     largest = max(
         float(
             (together[row, : len(p)] - policy.logits(ids[row : row + 1, : len(p)])[0]).abs().max()
         )
-        for row, p in enumerate(patient.prompts)
+        for row, p in enumerate(inspection.prompts)
     )
     text = f"a row in a padded batch differs by {largest:.1e} from the row alone"
-    return Finding(name="padding", text=text, healthy=largest <= patient.rounding())
+    return Finding(name="padding", text=text, healthy=largest <= inspection.rounding())
 
 
-def replay(patient: Patient) -> Finding:
+def replay(inspection: Inspection) -> Finding:
     """The learner's log-probs of the sampler's own steps (cache none: exact)."""
-    trace = patient.sample(CacheMode.none)
-    largest = float((patient.replay(trace) - trace.logp_BC).abs().max())
+    trace = inspection.sample(CacheMode.none)
+    largest = float((inspection.replay(trace) - trace.logp_BC).abs().max())
     text = f"sampler and learner differ by {largest:.1e} in log-prob, cache none"
-    return Finding(name="replay", text=text, healthy=largest <= patient.rounding())
+    return Finding(name="replay", text=text, healthy=largest <= inspection.rounding())
 
 
-def caches(patient: Patient) -> Finding:
+def caches(inspection: Inspection) -> Finding:
     """How far a cached sampler is from the network: KL a token in its own states (see gap.py)."""
     found: dict[CacheMode, float] = {}
     for cache in (CacheMode.prefix, CacheMode.dual):
-        trace = patient.sample(cache)
+        trace = inspection.sample(cache)
         sampler_N = trace.logp_BC[trace.committed_BC].double()
-        network_N = patient.replay(trace)[trace.committed_BC].double()
+        network_N = inspection.replay(trace)[trace.committed_BC].double()
         found[cache] = float(k3(sampler_N, network_N).mean())
     text = ", ".join(f"{cache}: {kl:.1e} nats a token from exact" for cache, kl in found.items())
     return Finding(name="caches", text=text, healthy=max(found.values()) <= WORST_CACHE_KL)
 
 
-CHECKS: tuple[Callable[[Patient], Finding], ...] = (
+CHECKS: tuple[Callable[[Inspection], Finding], ...] = (
     network,
     special_tokens,
     mask_token,
@@ -212,9 +215,9 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
 
 
 @torch.no_grad()
-def examine(patient: Patient) -> list[Finding]:
+def examine(inspection: Inspection) -> list[Finding]:
     """Every check, in order."""
-    return [*(check(patient) for check in CHECKS), *patient.needs]
+    return [*(check(inspection) for check in CHECKS), *inspection.needs]
 
 
 def memory_needs(

@@ -24,8 +24,8 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """How a run is divided among its ranks: Split(stage=3, ranks=8, bucket=200 * 10**6)."""
+class Sharding:
+    """How a run is divided among its ranks: Sharding(stage=3, ranks=8, bucket=200 * 10**6)."""
 
     stage: int = 0  # of ZeRO; 0 = every rank holds everything
     ranks: int = 1
@@ -34,14 +34,14 @@ class Split:
     offload_parameters: bool = False
 
 
-ALONE = Split()
+UNSHARDED = Sharding()
 
 
-def split_of(cluster: ClusterConfig) -> Split:
+def sharding_of(cluster: ClusterConfig) -> Sharding:
     """What `cluster` says, for ranks with a GPU each; null processes are taken as one."""
     ranks = (cluster.num_processes or 1) * cluster.num_machines
     stage = cluster.zero_stage
-    return Split(
+    return Sharding(
         stage=(3 if ranks > 1 else 0) if stage is None else stage,
         ranks=ranks,
         bucket=cluster.bucket_mb * 10**6,
@@ -58,7 +58,7 @@ class Sizes:
     backbone: BackboneConfig
     row: int  # tokens of the longest row, prompt + canvas
     on_cpu: bool = False
-    split: Split = ALONE
+    split: Sharding = UNSHARDED
 
     @property
     def width(self) -> int:
@@ -119,12 +119,12 @@ def num_trained(model: ModelConfig, b: BackboneConfig) -> int:
     return b.num_layers * model.lora.rank * sum(shape[name] for name in model.lora.targets)
 
 
-def stream_width(model: ModelConfig, split: Split = ALONE) -> int:
+def stream_width(model: ModelConfig, split: Sharding = UNSHARDED) -> int:
     """Bytes of a number of the residual stream: as wide as the weights, float32 under autocast."""
     return WIDTH[model.dtype] if model.lora.rank or split.stage else 4
 
 
-def block_activations(model: ModelConfig, b: BackboneConfig, split: Split = ALONE) -> int:
+def block_activations(model: ModelConfig, b: BackboneConfig, split: Sharding = UNSHARDED) -> int:
     """Bytes that one block keeps for the backward pass, a token, without LoRA's own.
 
     For both norms the residual stream and its norm: float32 where the stream is (a fused kernel

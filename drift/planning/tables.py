@@ -42,7 +42,7 @@ class Plan:
     @classmethod
     def of(cls, config: PlanConfig) -> "Plan":
         """Raises ConfigError where the ranks cannot have equal parts of the prompts."""
-        split = memory.split_of(config.cluster)
+        split = memory.sharding_of(config.cluster)
         prompts = config.rollout.prompts_per_step
         if reason := refused_share("rollout.prompts_per_step", prompts, split.ranks):
             raise ConfigError(reason)

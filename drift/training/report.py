@@ -257,7 +257,7 @@ class Report:
             if key in first and after["correct"] and not first[key]["correct"]
         ][:LEARNED]
 
-    def farewell(self, progress: Progress) -> None:
+    def log_end(self, progress: Progress) -> None:
         """The last lines of a run: what it reached and where to look."""
         if not self.engine.is_main:
             return

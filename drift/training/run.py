@@ -122,7 +122,7 @@ def train(config: RunConfig, engine: Engine) -> None:
         if engine.agree(told) and trainer.finished:  # else killed before it could tell its end
             refuse_changes(config, trainer)
             log.info("%s is finished", folder)
-            trainer.report.farewell(trainer.progress)
+            trainer.report.log_end(trainer.progress)
         else:
             if engine.num_ranks > 1:
                 log.info("%s", place_line(config, engine))
@@ -187,4 +187,4 @@ def follow(trainer: Trainer) -> None:
     tracker.log_table("samples", report.samples_table())
     tracker.log_files([report.folder / "summary.json", report.folder / "metrics.jsonl"])
     tracker.finish("FINISHED")
-    report.farewell(trainer.progress)
+    report.log_end(trainer.progress)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from drift.cluster.engine import Engine
-from drift.cluster.preemption import Notice, patience_s
+from drift.cluster.preemption import StopRequest, patience_s
 from drift.common import rng
 from drift.common.errors import CheckpointError, ConfigError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
@@ -80,7 +80,7 @@ class Trainer:
         self.counted_at = time.perf_counter()
         self.saved_step = -1  # of the newest checkpoint of this folder
         self.saved_best: int | None = None  # the step of the best one
-        self.notice = Notice(patience_s(config.cluster))
+        self.stop_request = StopRequest(patience_s(config.cluster))
 
     def step(self) -> tuple[Rollout, StepReport]:
         """One step of RL: sample, grade, compare, choose views, update."""
@@ -160,7 +160,7 @@ class Trainer:
         Raises:
             PreemptedError: the signal came; the run is saved.
         """
-        with self.notice:
+        with self.stop_request:
             self.follow_schedule()
 
     def follow_schedule(self) -> None:
@@ -175,7 +175,7 @@ class Trainer:
                 progress.logged_s = dict(progress.phase_s)
             while progress.owed or not self.at_end:
                 if not progress.owed:
-                    self.obey()
+                    self.stop_if_asked()
                     rollout, report = self.step()
                     progress.step += 1
                     progress.owed = dict(report.metrics)
@@ -192,10 +192,10 @@ class Trainer:
             self.evaluate("last", Split.test)
             self.save(must=True)
 
-    def obey(self) -> None:
+    def stop_if_asked(self) -> None:
         """Save and leave if any rank was sent a signal."""
         self.engine.assert_same("the step that comes next", self.progress.step)
-        signum = int(self.engine.max(self.notice.signum))
+        signum = int(self.engine.max(self.stop_request.signum))
         if signum:
             step, folder = self.progress.step, self.config.output_dir
             if self.saved_step != step:
@@ -203,7 +203,7 @@ class Trainer:
             is_saved = self.saved_step == step
             saved = "the run is saved" if is_saved else f"step {step} could not be saved"
             words = f"{saved}; go on with hydra.run.dir={folder}"
-            self.notice.obey(signum, self.engine.rank, words)
+            self.stop_request.end(signum, self.engine.rank, words)
 
     def evaluate_if_due(self, last: bool) -> dict[str, float]:
         """Every `eval.every` steps and at the last: eval/*; at the last also on the test split."""
@@ -240,10 +240,10 @@ class Trainer:
                     self.task,
                     self.problems[split],
                     greedy,
-                    leave=lambda: self.notice.signum > 0,
+                    leave=lambda: self.stop_request.signum > 0,
                 )
         except UnfinishedError:
-            self.obey()
+            self.stop_if_asked()
             return self.evaluate(name, split)  # submitit's handler has ignored the signal
         progress = self.progress
         entry = {**result.accuracy.as_dict(), "split": split.value, "step": progress.step}

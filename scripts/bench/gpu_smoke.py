@@ -20,7 +20,7 @@ from drift.common.types import Example
 from drift.config.model import Dtype, LoraConfig
 from drift.config.rollout import StaticConfig
 from drift.config.task import EndSuppression
-from drift.planning.diagnosis import Patient, examine
+from drift.planning.diagnosis import Inspection, examine
 from drift.policy import lora
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy, save_policy
@@ -42,7 +42,7 @@ def write_checkpoint(shape: str, folder: Path, device: str) -> float:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
 
 
-def patient(policy: Policy, length: int) -> Patient:
+def inspection(policy: Policy, length: int) -> Inspection:
     rollout = StaticConfig(
         gen_length=length,
         block_length=min(32, length),
@@ -53,7 +53,7 @@ def patient(policy: Policy, length: int) -> Patient:
     texts = [f"{i} {i + 3} 5=7" for i in range(8)]
     prompts = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = [Example(key=text, prompt=text, fields={}) for text in texts]
-    return Patient(
+    return Inspection(
         policy=policy,
         dtype=Dtype.bfloat16,
         examples=examples,
@@ -90,14 +90,14 @@ def smoke(shape: str, device: str, length: int, folder: Path) -> tuple[dict[str,
     )
     weights_gib = peak_gib(device)
     started = time.perf_counter()
-    findings = examine(patient(policy, length))
+    findings = examine(inspection(policy, length))
     doctor_s = time.perf_counter() - started
     ids = torch.randint(6, 120, (8, 64 + length), device=device)
     with torch.no_grad():
         policy.backbone(ids)
         forward_s, hidden = seconds(lambda: policy.backbone(ids), device)
     prompts = [[6 + i] * 64 for i in range(8)]
-    config = patient(policy, length).rollout
+    config = inspection(policy, length).rollout
     decode_s, trace = seconds(
         lambda: decode(policy, prompts, torch.arange(8), config, rng.stream(0, "smoke")), device
     )

@@ -38,7 +38,7 @@ KEY = rng.stream(0, "bench")
 
 
 class Stopwatch:
-    """Where the time of a decode goes; wraps the four rooms while it is used."""
+    """Where the time of a decode goes; wraps the four parts while it is used."""
 
     def __init__(self, meter: Meter, device: str, compiles: bool):
         self.meter, self.device, self.compiles = meter, device, compiles
@@ -83,8 +83,8 @@ class Stopwatch:
         compiled = caching.compiled
         caching.compiled = lambda *given: self.timed("network", compiled(*given), step)
         originals = [getattr(owner, name) for owner, name, _, _ in wrapped]
-        for (owner, name, room, count), original in zip(wrapped, originals, strict=True):
-            setattr(owner, name, self.timed(room, original, count))
+        for (owner, name, part, count), original in zip(wrapped, originals, strict=True):
+            setattr(owner, name, self.timed(part, original, count))
         try:
             return seconds(decode, self.device)
         finally:

@@ -1,4 +1,4 @@
-"""The optimizer's seam: schedules, resumed settings, gradients that are not finite."""
+"""The optimizer: schedules, resumed settings, gradients that are not finite."""
 
 import os
 import subprocess

@@ -29,7 +29,7 @@ def test_a_run_on_a_terminal(tmp_path: Path, columns: int) -> None:
     shares = " ".join(seen[place + 2 : place + (3 if columns == 80 else 4)])
     assert re.match(r"\d+ tokens/s rollout \d+% .*update \d+% eval \d+% checkpoint \d+%$", shares)
     text = "\n".join(seen)
-    assert "first held-out accuracy" in text.split(seen[place])[1]  # the farewell stands below
+    assert "first held-out accuracy" in text.split(seen[place])[1]  # the log_end stands below
     assert " step 5/10  reward" in text  # each evaluation stays to be read
     assert "step 4/10  reward" not in text
     assert not terminal.screen.cursor.hidden

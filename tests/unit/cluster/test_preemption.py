@@ -7,17 +7,17 @@ import time
 import pytest
 
 from drift.cluster.launch import Forwarder
-from drift.cluster.preemption import Notice
+from drift.cluster.preemption import StopRequest
 from drift.common.errors import PreemptedError
 from drift.config.cluster import ClusterConfig, SlurmConfig
 
 
 def test_without_another_handler_the_run_ends() -> None:
-    with Notice() as notice:
+    with StopRequest() as request:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert notice.signum == signal.SIGTERM
+        assert request.signum == signal.SIGTERM
         with pytest.raises(PreemptedError, match="SIGTERM: the run is saved; go on"):
-            notice.obey(notice.signum, 0, "the run is saved; go on with it")
+            request.end(request.signum, 0, "the run is saved; go on with it")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -30,15 +30,15 @@ def heard() -> list[int]:
 
 
 def test_a_handler_that_was_there_is_called_at_the_end_of_the_step(heard: list[int]) -> None:
-    with Notice(patience_s=60) as notice:
+    with StopRequest(patience_s=60) as request:
         os.kill(os.getpid(), signal.SIGUSR2)
         assert heard == []
-        notice.obey(signal.SIGUSR2, 0, "")
-        assert (heard, notice.signum) == ([signal.SIGUSR2], 0)
+        request.end(signal.SIGUSR2, 0, "")
+        assert (heard, request.signum) == ([signal.SIGUSR2], 0)
 
 
 def test_it_is_called_in_a_step_that_is_too_long(heard: list[int]) -> None:
-    with Notice(patience_s=0.2):
+    with StopRequest(patience_s=0.2):
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(0.5)
         assert heard == [signal.SIGUSR2]

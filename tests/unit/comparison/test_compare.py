@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from drift.common.errors import ConfigError
 from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.comparison.charts import accuracy_over_nfe, looks, smooth
-from drift.comparison.records import Group, RunRecord, from_experiment, grouped, horizon
+from drift.comparison.records import RunGroup, RunRecord, from_experiment, grouped, horizon
 from drift.comparison.report import Comparison, log_report, write_report
 from drift.config.tracking import MlflowConfig
 from drift.runs.stores import comparison_address, open_experiment
@@ -147,7 +147,7 @@ def test_seeds_are_grouped_with_an_interval_over_runs_and_problems() -> None:
     one = other.accuracy("last")
     assert one is not None
     assert str(one) == "0.800 [0.711, 0.867]"
-    apart = Group(settings={}, runs=[make_run(), make_run(seed=1, accuracies=(0.2, 0.4, 0.8))])
+    apart = RunGroup(settings={}, runs=[make_run(), make_run(seed=1, accuracies=(0.2, 0.4, 0.8))])
     wide = apart.accuracy("last")
     assert wide is not None
     assert wide.value == pytest.approx(0.7)
@@ -172,8 +172,8 @@ def test_the_fastest_setting_is_named_with_what_the_intervals_say() -> None:
     assert only[0].endswith("(one run each, no interval over runs).")
 
 
-def groups_of(*settings: dict[str, str]) -> list[Group]:
-    return [Group(settings=own, runs=[make_run()]) for own in settings]
+def groups_of(*settings: dict[str, str]) -> list[RunGroup]:
+    return [RunGroup(settings=own, runs=[make_run()]) for own in settings]
 
 
 def test_colours_and_dashes_tell_two_settings_apart() -> None:

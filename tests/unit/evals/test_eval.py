@@ -15,7 +15,7 @@ from drift.config.cluster import ClusterConfig
 from drift.config.compose import typed
 from drift.config.model import Dtype
 from drift.config.task import Split
-from drift.evals.cell import Cell, Progress, position_in, protocol
+from drift.evals.cell import Cell, CellState, position_in, protocol
 from drift.evals.results import done_cells
 from drift.policy.loading import load_policy
 from drift.rollout.evaluate import Completion, Problems, complete
@@ -36,9 +36,9 @@ def test_the_packages_that_grade_are_in_the_protocol() -> None:
 # ---- a cell's files
 
 
-def new(**changes: Any) -> Progress:
+def new(**changes: Any) -> CellState:
     values: dict[str, Any] = {"checkpoint": "a", "path": "a", "position": 0}
-    return Progress(**(values | changes))
+    return CellState(**(values | changes))
 
 
 def line(sample: int) -> Completion:

@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 
 from drift.common.files import digest
 from drift.common.stats import bootstrap, mcnemar, pass_at_k, wilson
-from drift.evals.cell import Progress
+from drift.evals.cell import CellState
 from drift.evals.results import (
-    Group,
+    ProtocolResults,
     compare,
     majority,
     markdown,
@@ -184,14 +184,14 @@ def test_the_table_shows_every_number(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = [[completion(k, correct=k in right) for k in "ab"] for right in ("", "ab|")]
     cells = [
-        Progress(
+        CellState(
             checkpoint=name, path=name, position=i, summary=summarize(rows[i], 0.5),
             stop_tokens=["</s>"], first_prompt="a",
         )
         for i, name in enumerate(("base", "x|y"))
     ]  # fmt: skip
     compared = [{"first": "base", "second": "x|y", **compare(*rows)}]
-    text = markdown([Group(protocol=protocol, cells=cells, comparisons=compared)])
+    text = markdown([ProtocolResults(protocol=protocol, cells=cells, comparisons=compared)])
     place = f"| math | 256 | 128 | {digest(protocol)} |"
     assert f"{place} base | 0.000 [0.000, 0.658] | 2 | 4.0 | 32 | 1.000 |" in text
     assert f"{place} base | x\\|y | +1.000 [+1.000, +1.000] | 2 | 0 | 0.5 |" in text

@@ -9,7 +9,7 @@ from drift.config.compose import typed
 from drift.config.model import Dtype
 from drift.config.rollout import CacheMode
 from drift.learner.likelihood import micro_batches, token_logps
-from drift.planning.diagnosis import Patient, caches, examine, padding, replay, shift
+from drift.planning.diagnosis import Inspection, caches, examine, padding, replay, shift
 from drift.policy.loading import load_policy, torch_dtype
 from drift.rollout.caching import Cached
 from drift.rollout.decoding import decode
@@ -27,7 +27,7 @@ LOADED = [  # each checkpoint, and both families in each dtype
 BOTH = pytest.mark.parametrize("dtype", list(Dtype))
 
 
-def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient:
+def inspection(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Inspection:
     config = typed(composed(f"model={model}", f"task={task_name}", config="doctor"))
     policy = load_policy(config.model.path, dtype=torch_dtype(dtype))
     task = build_task(config.task)
@@ -36,7 +36,7 @@ def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient
         policy, config.task, task.examples(Split.test)[:8], config.rollout.gen_length
     )
     answers = [task.demonstration(example, habit=False) for example in examples]
-    return Patient(
+    return Inspection(
         policy=policy,
         dtype=dtype,
         examples=examples,
@@ -49,20 +49,20 @@ def patient(model: str, task_name: str, dtype: Dtype = Dtype.float32) -> Patient
 
 @pytest.mark.parametrize(("model", "task", "dtype"), LOADED)
 def test_embedded_checkpoints_are_healthy(model: str, task: str, dtype: Dtype) -> None:
-    findings = examine(patient(model, task, dtype))
+    findings = examine(inspection(model, task, dtype))
     assert [finding.name for finding in findings if not finding.healthy] == []
 
 
 @pytest.mark.parametrize(("model", "task", "dtype"), LOADED)
 def test_a_wrong_shift_is_found(model: str, task: str, dtype: Dtype) -> None:
-    sick = patient(model, task, dtype)
+    sick = inspection(model, task, dtype)
     sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)
     assert not shift(sick).healthy
 
 
 @BOTH
 def test_attention_to_padding_is_found(dtype: Dtype) -> None:
-    sick = patient("tiny", "countdown", dtype)
+    sick = inspection("tiny", "countdown", dtype)
     sick = replace(sick, prompts=[*sick.prompts, sick.prompts[0] * 3])
     assert padding(sick).healthy
     backbone = sick.policy.backbone
@@ -75,17 +75,17 @@ def test_attention_to_padding_is_found(dtype: Dtype) -> None:
 def test_a_learner_that_is_not_the_sampler_is_found(
     dtype: Dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sick = patient("tiny", "countdown", dtype)
+    sick = inspection("tiny", "countdown", dtype)
     trace = sick.sample(CacheMode.none)
     assert replay(sick).healthy
     sick.policy.backbone.blocks[0].attn.out_proj.weight.data.zero_()
-    monkeypatch.setattr(Patient, "sample", lambda *_: trace)
+    monkeypatch.setattr(Inspection, "sample", lambda *_: trace)
     assert not replay(sick).healthy
 
 
 @pytest.mark.parametrize(("model", "task"), EMBEDDED)
 def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> None:
-    healthy = patient(model, task)
+    healthy = inspection(model, task)
     policy, prompts = healthy.policy, [*healthy.prompts, healthy.prompts[0] * 3]
     rows, config = torch.arange(len(prompts)), healthy.rollout
     trace = decode(policy, prompts, rows, config, key=5)
@@ -101,6 +101,6 @@ def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> 
 
 
 def test_a_cache_that_is_another_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert caches(patient("tiny_dream", "sudoku")).healthy
+    assert caches(inspection("tiny_dream", "sudoku")).healthy
     monkeypatch.setattr(Cached, "fill", lambda *_, **__: None)  # keys and values stay 0
-    assert not caches(patient("tiny_dream", "sudoku")).healthy
+    assert not caches(inspection("tiny_dream", "sudoku")).healthy

@@ -14,9 +14,9 @@ from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig
 from drift.learner.likelihood import micro_batches, score
 from drift.planning.memory import (
-    ALONE,
+    UNSHARDED,
+    Sharding,
     Sizes,
-    Split,
     block_activations,
     cache,
     num_parameters,
@@ -98,14 +98,14 @@ def test_memory_does_not_grow_with_the_number_of_prompts() -> None:
 @pytest.mark.parametrize(
     ("dtype", "split"),
     [
-        (Dtype.float32, ALONE),
-        (Dtype.bfloat16, ALONE),
-        (Dtype.bfloat16, Split(stage=3)),  # the weights themselves are bfloat16
+        (Dtype.float32, UNSHARDED),
+        (Dtype.bfloat16, UNSHARDED),
+        (Dtype.bfloat16, Sharding(stage=3)),  # the weights themselves are bfloat16
     ],
 )
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_activations_are_as_large_as_the_formula_says(
-    family: str, dtype: Dtype, split: Split
+    family: str, dtype: Dtype, split: Sharding
 ) -> None:
     sizes = BackboneConfig(
         vocab_size=50, hidden_size=128, num_layers=6, num_heads=8,

@@ -17,7 +17,7 @@ from drift.config.objective import ObjectiveConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
 from drift.planning import cost, memory
-from drift.planning.memory import Sizes, Split, Terms
+from drift.planning.memory import Sharding, Sizes, Terms
 from drift.planning.shapes import HUB, SHAPES
 from drift.policy.backbone import BackboneConfig
 from drift.policy.replica import Replica
@@ -32,7 +32,7 @@ ALONE = (objective(), OptimConfig(rows_per_forward=8), rollout_config())
 
 def sizes(model: ModelConfig | None = None, **split: object) -> Sizes:
     model = model or ModelConfig(dtype=Dtype.bfloat16)
-    return Sizes(model=model, backbone=B, row=12, split=Split(**split))  # type: ignore[arg-type]
+    return Sizes(model=model, backbone=B, row=12, split=Sharding(**split))  # type: ignore[arg-type]
 
 
 def config(model: ModelConfig | None = None, **changes: object) -> RunConfig:
@@ -220,9 +220,9 @@ def test_gathering_in_rollout_sends_the_blocks_at_every_step() -> None:
 
 def test_ranks_of_a_cluster() -> None:
     cluster = ClusterConfig(num_processes=8, num_machines=8, bucket_mb=100)
-    split = memory.split_of(cluster)
+    split = memory.sharding_of(cluster)
     assert (split.ranks, split.stage, split.bucket) == (64, 3, 10**8)
-    assert memory.split_of(ClusterConfig()).stage == 0
+    assert memory.sharding_of(ClusterConfig()).stage == 0
 
 
 def test_published_sizes_are_found_for_every_model_of_the_hub() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from drift.comparison.charts import accuracy_over_nfe
-from drift.comparison.records import Group, RunRecord
+from drift.comparison.records import RunGroup, RunRecord
 from drift.comparison.report import Comparison
 from drift.config.compose import typed
 from drift.runs.differences import as_now, flat_settings, telling, unnamed
@@ -123,7 +123,7 @@ def test_a_seed_that_was_run_twice_counts_once() -> None:
     comparison = Comparison("s", [*runs, *again, later])
     (group,) = comparison.groups
     assert [run.name for run in group.runs] == ["new0", "new1"]
-    assert group.accuracy("last") == Group(settings={}, runs=runs).accuracy("last")
+    assert group.accuracy("last") == RunGroup(settings={}, runs=runs).accuracy("last")
     assert comparison.row(group)[1] == "2/2"
     (said,) = comparison.findings()
     assert said.startswith("Left out, another run has the same settings and seed: all0 (id-all-0)")

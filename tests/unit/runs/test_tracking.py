@@ -10,7 +10,7 @@ from drift.common.errors import ConfigError
 from drift.common.files import read_json, write_json
 from drift.common.stats import wilson
 from drift.config.tracking import MlflowConfig, OffConfig, WandbConfig
-from drift.evals.cell import Cell, Progress
+from drift.evals.cell import Cell, CellState
 from drift.runs.stores import Card, MlflowStore, open_experiment
 from drift.runs.tracking import MetricsFile, Tracker, sync
 
@@ -148,7 +148,7 @@ def test_an_evaluation_that_is_sent_later_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "cells" / "protocol" / "checkpoint"
     folder.mkdir(parents=True)
     (tmp_path / "results.md").write_text("# Evaluation")
-    Cell(folder, Progress(checkpoint="a", path="a", position=0, summary={"accuracy": 0.5})).save()
+    Cell(folder, CellState(checkpoint="a", path="a", position=0, summary={"accuracy": 0.5})).save()
     tracker = Tracker(OffConfig(), folder)
     tracker.start("eval", {}, {"kind": "eval"}, done_step=-1)
     tracker.log(0, {"eval/accuracy": 0.5})

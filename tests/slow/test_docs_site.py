@@ -17,7 +17,7 @@ import yaml
 import drift
 from drift.config import GROUPS
 from drift.config.compose import CONF
-from scripts.docs import hooks, pictures, reference
+from scripts.docs import hooks, pictures, reference, structure
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -217,6 +217,13 @@ def test_the_pictures_are_those_that_the_code_draws(name: str) -> None:
     assert path.stat().st_size < 60_000
     page = (ROOT / "docs" / "masking.md").read_text(encoding="utf-8")
     assert f"## `{name}`\n![Views of masking={name}](images/{path.name})" in page
+
+
+def test_the_picture_of_the_folders_is_what_the_imports_say() -> None:
+    """Remake it with `python scripts/docs/structure.py` and look at it."""
+    assert structure.PICTURE.read_text(encoding="utf-8") == structure.draw()
+    assert len(structure.layers()) <= 10
+    assert all(len(structure.files_of(part)) <= 20 for row in structure.layers() for part in row)
 
 
 def test_the_pictures_answer_is_the_checkpoints() -> None:

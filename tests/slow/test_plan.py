@@ -34,6 +34,7 @@ def test_a_rank_of_two_holds_what_is_said(stage: int, dtype: Dtype, tmp_path: Pa
 
 
 def test_the_tables_of_the_docs_are_what_the_command_prints(run: Run) -> None:
+    """Every `python -m drift.plan model=... task=math rollout...` of docs/scaling.md."""
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     blocks = list(re.finditer(r"```bash\npython -m drift.(plan .*?)\n```\n", text, flags=re.S))
     assert len(blocks) == 11

@@ -306,7 +306,7 @@ def test_the_two_tasks_of_a_job_are_two_ranks_of_one_run(slurm: Slurm) -> None:
     (folder,) = slurm.runs()
     is_whole(folder)
     alone = slurm.folder / "alone"
-    command = [sys.executable, "-m", "drift.train", "debug=smoke", "tracking=off"]
+    command = [sys.executable, "-m", "drift.train", *JOB[3:], "tracking=off"]
     subprocess.run(
         [*command, f"hydra.run.dir={alone}"],
         cwd=slurm.folder, env=slurm.environment, check=True, capture_output=True,

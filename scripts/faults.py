@@ -1,17 +1,18 @@
 """One-line faults in drift/, and which of them the tests catch.
 
 python scripts/faults.py draw --seed 0 --number 30 --output faults.json
-python scripts/faults.py map --output map.json [--number 3]
-python scripts/faults.py run faults.json --map map.json --output result.json [--only 3,7] [--slow]
+python scripts/faults.py map --output map.json [--number 3] [--slow]
+python scripts/faults.py run faults.json --map map.json --output result.json [--only 3,7]
 
 draw: at most two faults a file, the kinds in turn. Look at them: a fault that cannot change what
   the program does gets "skipped": "REASON" in the file, and the next draw into it adds another.
 map: for each file of drift/ the test files that cover it: those that have its name, import it or
-  run its command, and then those of the files that import it; NUMBER at most.
+  run its command, and then those of the files that import it; NUMBER at most. Those of tests/slow
+  only with --slow, which takes no others, or where no others cover the file.
 run: each fault alone, in a clone of the last commit in a temporary folder. A fault is found by its
   function and its line, so that files may move between two runs. A test that fails without the
-  fault as well is left out. What survives is worth a second run with a map of more files, and with
-  --slow, which runs only the tests that are marked slow.
+  fault as well is left out. What survives is worth a second run with a map of more files, and one
+  with a map of the slow tests.
 """
 
 import argparse
@@ -60,8 +61,6 @@ STARTED = {  # files that no import leads to, and the file that starts them
     "preflight": "sweep",
     "__main__": "help",
 }
-SLOW_FILES = re.compile(r"browser|slurm|ranks|kills|docs|server|real_data|/slow/")
-SLOW_MARKS = "slow or browser or slurm or gpu"
 LIMIT_S = 300.0  # wall time of the tests of one fault
 
 Fault = dict[str, str]  # kind, file, function, line, changed, and "skipped" with its reason
@@ -209,7 +208,11 @@ def read_commands(path: Path, modules: dict[str, Path]) -> set[Path]:
     return {modules[entry] for entry in entries if entry in modules}
 
 
-def covering(number: int) -> dict[str, list[str]]:
+def is_slow(test: str) -> bool:
+    return test.startswith("tests/slow/")
+
+
+def covering(number: int, slow: bool) -> dict[str, list[str]]:
     """For each file of drift/ its test files: quick and particular ones first."""
     paths = [p for top in ("drift", "scripts", "tests") for p in sorted((ROOT / top).rglob("*.py"))]
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
@@ -225,10 +228,12 @@ def covering(number: int) -> dict[str, list[str]]:
         """What sorts the tests that reach a target; None for one that reaches none.
 
         First test_tracking.py of tracking.py and track.py, last the runs of commands.
+        A unit test has the name of a file of its own folder.
         """
         name = test.stem.removeprefix("test_")
         short, long = sorted((name, path.stem), key=len)
         named = name == path.stem or (len(short) > 3 and long.startswith(short))
+        named = named and ("unit" not in test.parts or test.parent.name == path.parent.name)
         taken = sum(imports[test][target] for target in targets)
         if not named and not taken and not targets & commands[test]:
             return None
@@ -238,14 +243,14 @@ def covering(number: int) -> dict[str, list[str]]:
     for path in (path for path in paths if names[path].startswith("drift.")):
         found: list[str] = []
         reached, seen = {path}, {path}
-        while reached and sum(not SLOW_FILES.search(file) for file in found) < number:
+        while reached and sum(is_slow(file) == slow for file in found) < number:
             ranks = sorted(r for test in tests if (r := rank(test, path, reached)) is not None)
             files = (str(ranked[-1].relative_to(ROOT)) for ranked in ranks)
             found += [file for file in files if file not in found]
             reached = {other for other in through if reached & imports[other].keys()} - seen
             seen |= reached
-        quick = [file for file in found if not SLOW_FILES.search(file)]
-        result[str(path.relative_to(ROOT))] = (quick or found)[:number]
+        wanted = [file for file in found if is_slow(file) == slow]
+        result[str(path.relative_to(ROOT))] = (wanted if wanted or slow else found)[:number]
     return result
 
 
@@ -300,13 +305,10 @@ def pytest(root: Path, words: list[str], limit_s: float) -> tuple[int | None, st
         return code, output.read()
 
 
-def first_failure(root: Path, tests: list[str], slow: bool, broken: set[str]) -> tuple[str, str]:
+def first_failure(root: Path, tests: list[str], broken: set[str]) -> tuple[str, str]:
     """caught, survived or timeout, and the test that fails."""
     left_out = [f"--deselect={test}" for test in sorted(broken)]
-    marks = SLOW_MARKS if slow else f"not ({SLOW_MARKS})"
-    code, said = pytest(root, [*tests, "-m", marks, *left_out], LIMIT_S)
-    if code == 5 and not slow:  # only slow tests cover it
-        return first_failure(root, tests, True, broken)
+    code, said = pytest(root, [*tests, *left_out], LIMIT_S)
     failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
     if code in (0, 5) or code is None:
         return "timeout" if code is None else "survived", ""
@@ -316,7 +318,7 @@ def first_failure(root: Path, tests: list[str], slow: bool, broken: set[str]) ->
 
 
 def attempt(
-    fault: Fault, root: Path, covered: dict[str, list[str]], slow: bool, broken: set[str]
+    fault: Fault, root: Path, covered: dict[str, list[str]], broken: set[str]
 ) -> dict[str, Any]:
     """Outcome, file of today, the test that fails, and seconds; `broken` grows."""
     place = place_of(fault, root)
@@ -330,7 +332,7 @@ def attempt(
     lines[number - 1] = lines[number - 1].replace(fault["line"].encode(), fault["changed"].encode())
     while True:
         write_source(path, b"".join(lines))
-        outcome, test = first_failure(root, covered[file], slow, broken)
+        outcome, test = first_failure(root, covered[file], broken)
         write_source(path, good)
         if outcome != "caught" or pytest(root, [test], LIMIT_S)[0] != 1:
             break
@@ -347,7 +349,7 @@ def run(faults: list[Fault], covered: dict[str, list[str]], options: argparse.Na
         subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), folder], check=True)
         for number in chosen or [i for i, f in enumerate(faults) if "skipped" not in f]:
             fault = faults[number]
-            found = attempt(fault, Path(folder), covered, options.slow, broken)
+            found = attempt(fault, Path(folder), covered, broken)
             results.append({"fault": number, "kind": fault["kind"], "file": fault["file"], **found})
             write(options.output, {"results": results, "fail_without_fault": sorted(broken)})
             print(*results[-1].values(), flush=True)
@@ -367,17 +369,17 @@ def main() -> None:
     drawing.add_argument("--seed", type=int, default=0)
     drawing.add_argument("--number", type=int, default=30, help="of faults")
     mapping.add_argument("--number", type=int, default=3, help="of test files for one file")
+    mapping.add_argument("--slow", action="store_true", help="only test files of tests/slow")
     running.add_argument("faults", type=Path)
     running.add_argument("--map", type=Path, required=True, help="what `map` wrote")
     running.add_argument("--only", metavar="3,7", help="numbers of faults, from 0")
-    running.add_argument("--slow", action="store_true", help="only the tests marked slow")
     for command in (drawing, running, mapping):
         command.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "draw":
         draw(options.seed, options.number, options.output)
     elif options.command == "map":
-        write(options.output, covering(options.number))
+        write(options.output, covering(options.number, options.slow))
     else:
         run(json.loads(options.faults.read_text()), json.loads(options.map.read_text()), options)
 

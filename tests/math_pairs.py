@@ -57,6 +57,7 @@ $5.00 | 5
 10 | 10 hours
 12 | 12 \text{ apples per day}
 5 | 5 cm
+2\sqrt{3} | 2\sqrt{3} \text{ cm}
 50\% | 50
 50% | 50 percent
 30^\circ | 30

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from hypothesis import given, strategies as st
 from matplotlib.figure import Figure
 
 from drift.common.errors import ConfigError
+from drift.common.files import write_json
 from drift.common.stats import mean_height, pareto_front, t_interval, wilson
 from drift.comparison.charts import accuracy_over_nfe, looks, smooth
-from drift.comparison.records import RunGroup, RunRecord, from_experiment, grouped, horizon
+from drift.comparison.records import (
+    RunGroup,
+    RunRecord,
+    from_experiment,
+    from_sweep,
+    grouped,
+    horizon,
+)
 from drift.comparison.report import Comparison, log_report, write_report
 from drift.config.tracking import MlflowConfig
-from drift.runs.stores import comparison_address, open_experiment
+from drift.runs.stores import Card, comparison_address, open_experiment
 from drift.runs.tracking import Tracker
 
 PARAMS = {"rollout.prompts_per_step": "4", "rollout.group_size": "2", "seed": "0", "lr": "0.1"}
@@ -253,6 +262,20 @@ def store_runs(folder: Path) -> MlflowConfig:
         tracker.log_files([run_folder / "summary.json"])
         assert tracker.finish("FINISHED")
     return store
+
+
+def test_a_sweeps_runs_say_which_store_has_them(tmp_path: Path) -> None:
+    store = MlflowConfig(uri="sqlite:///mlflow.db", experiment="sweeps")
+    (tmp_path / "0").mkdir()
+    card = {
+        "card": asdict(Card(name="0", params={}, tags={})),
+        "tracking": {"backend": "mlflow", **asdict(store)},
+    }
+    write_json(tmp_path / "0" / "job.json", {"status": "running"})
+    write_json(tmp_path / "0" / "tracking.json", card)
+    jobs = [{"num": 0, "overrides": ["seed=0"], "folder": "0"}]
+    write_json(tmp_path / "sweep.json", {"swept": ["seed"], "jobs": jobs})
+    assert from_sweep(tmp_path)[1] == store
 
 
 def test_an_experiment_is_read_back_from_mlflow(

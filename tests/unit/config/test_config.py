@@ -106,7 +106,11 @@ def facts(message: str) -> list[str]:
         ),
         (["rollout.cache=dual", "rollout.refresh_every=0"], "refresh_every=0 must be greater"),
         (["rollout.temperature=0"], "rollout.temperature=0 makes every completion"),
-        (["objective.num_updates=2"], "objective.num_updates=2 needs a ratio to the old policy"),
+        (
+            ["objective.num_updates=2"],
+            "objective.num_updates=2 needs a ratio to the old policy, which objective=reinforce "
+            "has not; use objective=ppo_clip or objective.num_updates=1",
+        ),
         (
             ["objective=gspo", "objective.clip_low=1"],
             "objective.clip_low=1.0 must be from 0 to below 1: the",
@@ -148,6 +152,10 @@ def facts(message: str) -> list[str]:
         (
             ["cluster.num_processes=2", "cluster.main_port=-5"],
             "main_port=-5 must be from 1 to",
+        ),
+        (
+            ["cluster.offload_optimizer=true", "cluster.zero_stage=0"],
+            "cluster.offload_optimizer=True needs cluster.zero_stage=1 or more, not 0",
         ),
         (["cluster.zero_stage=4"], "cluster.zero_stage=4 must be from 0 to 3: null is 3 on"),
         (["task.num_numbers=7"], "task.num_numbers=7 must be from 2 to 6"),

@@ -13,7 +13,7 @@ from drift.config.commands import Dataset, PrepareConfig
 from drift.config.data import DataConfig, OnError
 from drift.config.task import CountdownConfig, FilesConfig, Split
 from drift.datasets.prepare import run as prepare
-from drift.datasets.sources import SOURCES, hub_part, mbpp_split, parts_of, problem_of
+from drift.datasets.sources import SOURCES, hub_part, hub_parts, mbpp_split, parts_of, problem_of
 from drift.tasks import build_task
 from drift.tasks.contamination import matches
 from drift.tasks.scoring import load_task
@@ -321,6 +321,15 @@ def test_a_source_that_cannot_be_read_is_named(
         prepared(Dataset(dataset), tmp_path / name, tmp_path / "out")
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_what_the_hub_says_the_first_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("404 Client Error.\n\nIf the repo is private, log in.")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(ConfigError, match=r"from the hub \(404 Client Error\.\); connect, or"):
+        hub_parts(Dataset.gsm8k)
 
 
 def test_what_others_wrote_is_never_replaced(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from omegaconf import OmegaConf
 
 import drift
 from drift.common.errors import ConfigError, RolloutError
-from drift.common.types import Trace
+from drift.common.types import Example, Trace
+from drift.config.task import LongPrompts, TaskConfig
 from drift.generate import literal
 from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.rollout.generate import complete, rollout_config
+from drift.rollout.prompts import encode_all
 from drift.rollout.screen import Screen, lines_of, style_of
 from tests.conftest import ROOT
 
@@ -157,3 +159,10 @@ def test_what_cannot_be_completed_is_refused(
         drift.generate(tiny, prompts, **settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_where_no_prompt_fits_the_canvas_is_too_long(tiny: Policy) -> None:
+    config = TaskConfig(name="a", prompt="", gen_length=16, long_prompts=LongPrompts.drop)
+    long = Example(key="a", prompt="1" * 250, fields={})
+    with pytest.raises(RolloutError, match=r"at most 240 tokens; lower rollout\.gen_length"):
+        encode_all(tiny, config, [long], gen_length=16)

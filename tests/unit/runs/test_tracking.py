@@ -11,7 +11,7 @@ from drift.common.files import read_json, write_json
 from drift.common.stats import wilson
 from drift.config.tracking import MlflowConfig, OffConfig, WandbConfig
 from drift.evals.cell import Cell, CellState
-from drift.runs.stores import Card, MlflowStore, open_experiment
+from drift.runs.stores import Card, MlflowStore, WandbStore, open_experiment
 from drift.runs.tracking import MetricsFile, Tracker, sync
 
 
@@ -168,6 +168,14 @@ def test_a_missing_wandb_is_one_line_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"pip install 'drift\[wandb\]', or use tracking=mlflow"):
         Tracker(WandbConfig(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_tag_is_cut_to_what_wandb_takes(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    card = Card(name="run", params={}, tags={"sweep": "s" * 70})
+    store = WandbStore(WandbConfig(), tmp_path / "wandb_run_id", card)
+    assert wandb.run.tags == ("sweep=" + "s" * 58,)  # 64 characters
+    store.finish("FINISHED")
 
 
 def test_system_metrics_are_sampled_while_a_run_goes_on(

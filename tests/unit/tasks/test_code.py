@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from drift.common.errors import DataError
+from drift.common.types import Example
 from drift.config.task import CodeConfig, FilesConfig, OneLineCodeConfig, Split
 from drift.tasks import Task, build_task
 from drift.tasks.base import GeneratedTask
-from drift.tasks.code_sources import humaneval_record, mbpp_record
+from drift.tasks.code_sources import SHOWN_TESTS, humaneval_record, mbpp_record
 from drift.tasks.one_line_code import (
     OPERANDS,
     PREFIX,
@@ -175,6 +176,11 @@ def test_problems_that_cannot_be_checked_are_dropped_and_counted(
     assert "passes a lambda to add" in caplog.text
     score = task.score(task.example(bad), "def add(f, x): return f(x) + 1")
     assert (score.verdict, score.correct) == ("unsupported", False)
+
+
+def test_the_text_of_a_problem_is_without_the_tests_it_shows(task: Task) -> None:
+    fields: dict[str, object] = {"question": f"Add.{SHOWN_TESTS}assert f(1) == 2"}
+    assert task.text(Example(key="a", prompt="", fields=fields)) == "Add."
 
 
 # Grades

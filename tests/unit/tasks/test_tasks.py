@@ -308,6 +308,12 @@ def test_a_sudoku_answer_is_graded(text: str, verdict: str) -> None:
 # Generated problems
 
 
+def test_a_fifth_is_test_and_seven_percent_validation() -> None:
+    """The hashes of these keys are 19, 20, 26 and 27 modulo 100."""
+    splits = [split_of(key) for key in ("15", "355", "3", "12")]
+    assert splits == [Split.test, Split.validation, Split.validation, Split.train]
+
+
 @both_tasks
 def test_splits_have_their_sizes_and_share_no_problem(name: str) -> None:
     task = TASKS_MADE[name]()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config.commands import ToyConfig
+from drift.config.commands import LabConfig, ToyConfig
 from drift.config.masking import (
     AllConfig,
     CoupledConfig,
@@ -45,9 +45,9 @@ from drift.toy.model import (
     table,
     word_logps,
 )
-from drift.toy.report import averaged, basic_maskings, other_maskings
+from drift.toy.report import averaged, basic_maskings, other_maskings, report
 from drift.toy.truth import Truth, as_rollout, count
-from tests.conftest import rollout_config
+from tests.conftest import rollout_config, says
 
 TOY = ToyConfig(fit_steps=0)
 KEY = rng.stream(0, "test")
@@ -318,3 +318,12 @@ def test_every_masking_of_the_report_is_measured_at_no_more_than_its_forwards() 
 def test_averages_reach_every_number() -> None:
     found = averaged([{"a": [{"b": 1.0}]}, {"a": [{"b": 3.0}]}])
     assert found == {"a": [{"b": 2.0}]}
+
+
+def test_the_page_says_how_the_toys_were_sampled() -> None:
+    config = LabConfig(rollout=RULES["factor"])
+    toy = dict.fromkeys(
+        ("trajectories", "mean_reward", "entropy", "trace_cosine", "trace_norm"), 1.0
+    )
+    page = report(config, {"toy": toy, "basic": {}, "other": {}})
+    says(page, "4 tokens in blocks of 4, 4 steps, `rollout=factor`, `rollout.confidence=margin`")

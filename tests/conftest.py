@@ -16,7 +16,6 @@ from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
 from drift.config.masking import MaskingConfig
-from drift.config.model import FamilyName
 from drift.config.objective import ObjectiveConfig, ReinforceConfig
 from drift.config.rollout import RolloutConfig, StaticConfig
 from drift.policy.backbone import Backbone, BackboneConfig
@@ -72,7 +71,7 @@ def make_policy(
     return Policy(backbone, FAMILIES[family], SpecialIds(mask=1, pad=0, stop=(0, 2)))
 
 
-@pytest.fixture(params=[family.value for family in FamilyName])
+@pytest.fixture(params=sorted(FAMILIES))
 def policy(request: pytest.FixtureRequest) -> Policy:
     return make_policy(request.param)
 

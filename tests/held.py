@@ -12,7 +12,7 @@ import torch
 
 from drift.cluster.engine import Engine
 from drift.config.cluster import ClusterConfig
-from drift.config.model import Dtype, FamilyName, ModelConfig
+from drift.config.model import Dtype, ModelConfig
 from drift.config.objective import ObjectiveConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import RolloutConfig, RolloutWeights
@@ -40,7 +40,7 @@ def main() -> None:
         name="test", num_processes=2, threads=1, zero_stage=stage, bucket_mb=1, deepspeed=path
     )
     model = ModelConfig(
-        name="tiny", family=FamilyName.llada, path="data/tiny-countdown", dtype=dtype, lr=1e-4
+        name="tiny", family="llada", path="data/tiny-countdown", dtype=dtype, lr=1e-4
     )
     engine = Engine(cluster, dtype, max_grad_norm=1.0)
     before = live_bytes()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config.rollout import CacheMode, Confidence, RolloutConfig, StaticConfig, ThresholdConfig
+from drift.config.rollout import CacheMode, RolloutConfig, StaticConfig, ThresholdConfig
 from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 from tests.oracles import rms_norm, rope, swiglu
@@ -117,10 +117,10 @@ def narrowed(probs: Tensor, config: RolloutConfig, stop: tuple[int, ...]) -> Ten
 def confidence_of(plain: Tensor, token: int, config: RolloutConfig, stop: tuple[int, ...]) -> float:
     if config.suppress_end == EndSuppression.commit and token in stop:
         return -1e9
-    if config.confidence == Confidence.probability:
+    if config.confidence == "probability":
         return float(plain[token])
     best = sorted(plain.tolist(), reverse=True)
-    if config.confidence == Confidence.margin:
+    if config.confidence == "margin":
         return best[0] - best[1]
     return sum(p * math.log(p) for p in best if p > 0)
 
@@ -175,10 +175,10 @@ def plain_decode(
                     tokens[i] = int((choice.cumsum(0) < noise * choice.sum()).sum())
                 logps[i] = math.log(used[tokens[i]])
                 sure[i] = confidence_of(row_logits.softmax(-1), tokens[i], config, stop)
-                if config.position_temperature or config.confidence == Confidence.random:
+                if config.position_temperature or config.confidence == "random":
                     counters = (row, step, i, 1)
                     noise = float(rng.uniform(key, *(torch.tensor(c) for c in counters)))
-                    start = 0.0 if config.confidence == Confidence.random else sure[i]
+                    start = 0.0 if config.confidence == "random" else sure[i]
                     sure[i] = start / (config.position_temperature or 1.0)
                     sure[i] -= math.log(-math.log(noise))
             for i in chosen_positions(sure, steps_left, config):

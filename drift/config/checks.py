@@ -29,7 +29,7 @@ from drift.config.masking import (
     Times,
     TraceConfig,
 )
-from drift.config.model import AttentionBackend
+from drift.config.model import FAMILIES, AttentionBackend
 from drift.config.objective import (
     OBJECTIVES,
     AdvantageEstimator,
@@ -46,9 +46,9 @@ from drift.config.objective import (
     ValueConfig,
 )
 from drift.config.rollout import (
+    CONFIDENCES,
     ROLLOUTS,
     CacheMode,
-    Confidence,
     RolloutConfig,
     RolloutWeights,
     StaticConfig,
@@ -79,6 +79,8 @@ def divisors(number: int) -> str:
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
+    if reason := FAMILIES.refused(config.model.family):
+        yield reason
     lora = config.model.lora
     if lora.rank and not lora.targets:
         yield f"model.lora.targets=[] trains nothing with model.lora.rank={lora.rank}; name a layer"
@@ -125,10 +127,13 @@ def _only_with(rollout: RolloutConfig, key: str, applies: bool, where: str) -> I
 
 
 def _remasking(rollout: RolloutConfig) -> Iterator[str]:
+    if reason := CONFIDENCES.refused(rollout.confidence):
+        yield reason
+        return
     if isinstance(rollout, StaticConfig):
         return
     confidence, rule = rollout.confidence, f"rollout={ROLLOUTS.name(rollout)}"
-    if confidence not in (Confidence.probability, Confidence.margin):
+    if confidence not in ("probability", "margin"):
         yield (
             f"rollout.confidence={confidence} is no number from 0 to 1, which {rule} compares; "
             "use probability or margin, or rollout=static"

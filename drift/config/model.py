@@ -6,12 +6,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from drift.config.bounds import not_negative, positive
-from drift.config.registry import Registry
-
-
-class FamilyName(StrEnum):
-    llada = "llada"
-    dream = "dream"
+from drift.config.registry import Names, Registry
 
 
 class Dtype(StrEnum):
@@ -38,7 +33,7 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     name: str = MISSING  # of the option, for the names of folders and runs
-    family: FamilyName = MISSING  # whose file format and network the checkpoint has
+    family: str = MISSING  # whose file format and network the checkpoint has
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None  # of the hub: a branch, tag or commit; null = its main branch
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
@@ -49,4 +44,5 @@ class ModelConfig:
     lr: float = positive(MISSING, finite=True)
 
 
+FAMILIES = Names("model.family", ["llada", "dream"])  # implemented in drift/policy
 MODELS = Registry("model", {"base": ModelConfig})

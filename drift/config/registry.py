@@ -77,3 +77,23 @@ class Registry(Generic[Settings]):
                     return name
         options = ", ".join(self.schemas)
         raise ConfigError(f"{self.group}: {schema.__name__} is of none of its options: {options}")
+
+
+class Names:
+    """The choices of a setting by name, such as `rollout.confidence`.
+
+    What implements them is a dictionary with these keys.
+    """
+
+    def __init__(self, setting: str, known: list[str]):
+        self.setting, self.known = setting, known
+
+    def add(self, name: str) -> None:
+        """Enter another choice; before Hydra composes."""
+        self.known.append(name)
+
+    def refused(self, value: str) -> str | None:
+        """Why a value cannot be; None if it is one of the choices."""
+        if value in self.known:
+            return None
+        return f"{self.setting}={value} must be one of {', '.join(self.known)}"

@@ -6,15 +6,8 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from drift.config.bounds import not_negative, positive, share
-from drift.config.registry import Registry
+from drift.config.registry import Names, Registry
 from drift.config.task import EndSuppression
-
-
-class Confidence(StrEnum):
-    probability = "probability"  # of the drawn token
-    margin = "margin"  # the likeliest word's probability minus the second's
-    entropy = "entropy"  # the negative of it
-    random = "random"  # a drawn order
 
 
 class CacheMode(StrEnum):
@@ -34,7 +27,7 @@ class RolloutWeights(StrEnum):
 class RolloutConfig:
     """What every rule of remasking has: which drawn tokens a denoising step commits."""
 
-    confidence: Confidence = Confidence.probability  # what makes a token sure
+    confidence: str = "probability"  # what makes a token sure
     prompts_per_step: int = positive(32)  # of a step, over all ranks
     group_size: int = positive(8)  # completions of one prompt
     gen_length: int = positive(MISSING)  # tokens of the canvas: the most that a completion has
@@ -76,6 +69,15 @@ class FactorConfig(RolloutConfig):
     factor: float = positive(1.0)  # larger commits more tokens together
 
 
+CONFIDENCES = Names(  # implemented in drift/rollout/sampling.py
+    "rollout.confidence",
+    [
+        "probability",  # of the drawn token
+        "margin",  # the likeliest word's probability minus the second's
+        "entropy",  # the negative of it
+        "random",  # a drawn order
+    ],
+)
 ROLLOUTS = Registry[RolloutConfig](
     "rollout", {"static": StaticConfig, "threshold": ThresholdConfig, "factor": FactorConfig}
 )

@@ -29,7 +29,7 @@ def backbone_of(model: ModelConfig) -> BackboneConfig:
     if model.path in HUB:
         return SHAPES[HUB[model.path]][1]
     folder = find_checkpoint(model.path, model.revision)
-    return FAMILIES[model.family.value].read_config(read_json(folder / "config.json"))
+    return FAMILIES[model.family].read_config(read_json(folder / "config.json"))
 
 
 @dataclass(frozen=True, slots=True)

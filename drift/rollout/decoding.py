@@ -16,7 +16,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config.rollout import Confidence, RolloutConfig
+from drift.config.rollout import RolloutConfig
 from drift.policy.base import Policy
 from drift.rollout.caching import Blocks, Cached, Exact, open_cache
 from drift.rollout.remasking import rule_of, shuffle
@@ -162,7 +162,7 @@ def denoise(
 
     confidence_AK = torch.zeros(masked_AK.shape, device=device)
     confidence_AK[a_N, k_N] = confidence_N
-    if config.position_temperature or config.confidence == Confidence.random:
+    if config.position_temperature or config.confidence == "random":
         order = rng.uniform(key, row_A[:, None], step_A[:, None], canvas_AK, torch.tensor(ORDER))
         confidence_AK = shuffle(confidence_AK, order, config.position_temperature or 1.0)
     steps_left_A = config.steps * size // config.gen_length - state.block_steps_B[active_A]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift.common.errors import RolloutError
-from drift.config.rollout import Confidence, RolloutConfig
+from drift.config.rollout import RolloutConfig
 from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 
@@ -159,9 +159,9 @@ def nothing(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
     return torch.zeros_like(token_N1[:, 0], dtype=probs_NV.dtype)
 
 
-CONFIDENCES: dict[Confidence, Callable[[Tensor, Tensor], Tensor]] = {
-    Confidence.probability: probability,
-    Confidence.margin: margin,
-    Confidence.entropy: negative_entropy,
-    Confidence.random: nothing,
+CONFIDENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "probability": probability,
+    "margin": margin,
+    "entropy": negative_entropy,
+    "random": nothing,
 }

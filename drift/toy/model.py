@@ -16,7 +16,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import Trace
 from drift.config.commands import ToyConfig
-from drift.config.rollout import Confidence, RolloutConfig
+from drift.config.rollout import RolloutConfig
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.llada import LLADA
@@ -247,7 +247,7 @@ def transitions(
     drawn_DC = digits_C.repeat(len(words_Dm), 1)
     drawn_DC[:, places_m] = words_Dm + 1
     nexts: list[Tensor] = []
-    for order_DK in order_of(confidence_DK, masked_K, config.confidence == Confidence.random):
+    for order_DK in order_of(confidence_DK, masked_K, config.confidence == "random"):
         commit_DC = torch.zeros(drawn_DC.shape, dtype=torch.bool)
         chosen_DK = rule_of(config)(order_DK, masked_DK, left_D, config)
         commit_DC[:, block.start : block.stop] = chosen_DK

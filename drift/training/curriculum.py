@@ -19,7 +19,7 @@ from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import PromptBatch, Rollout, Trace
 from drift.config.commands import RunConfig
-from drift.config.curriculum import InformativeConfig
+from drift.config.curriculum import CURRICULA, CurriculumConfig, InformativeConfig
 from drift.learner.advantage import SAME_REWARD, spread
 from drift.rollout.evaluate import Problems
 
@@ -159,13 +159,9 @@ class Curriculum:
 
     def numbers(self, step: int, number: int) -> list[int]:
         """The training prompts of a round of a step, over all ranks; rounds count from 0."""
-        seed, count, size = self.config.seed, self.count, len(self.train.ids)
-        if self.rates is not None:
-            key = rng.stream(seed, "informative", step)
-            return self.rates.draw(key, (number + 1) * count)[number * count :]
-        first = self.extra_prompts + (step + number) * count
-        places = (divmod(position, size) for position in range(first, first + count))
-        return [epoch_order(seed, epoch, size)[place] for epoch, place in places]
+        order = CURRICULA.function(self.config.curriculum)
+        numbers: list[int] = order(self, step, number)
+        return numbers
 
     @property
     def count(self) -> int:
@@ -287,3 +283,20 @@ class Curriculum:
                 f"task has {len(self.rates.correct_N)}; use the same data, or curriculum=epoch"
             )
         self.rates.correct_N, self.rates.tried_N = state["correct"], state["tried"]
+
+
+@CURRICULA.implements(CurriculumConfig)
+def in_epochs(curriculum: Curriculum, step: int, number: int) -> list[int]:
+    """`Curriculum.numbers`: each prompt once in each epoch, in a random order."""
+    count, size = curriculum.count, len(curriculum.train.ids)
+    first = curriculum.extra_prompts + (step + number) * count
+    places = (divmod(position, size) for position in range(first, first + count))
+    return [epoch_order(curriculum.config.seed, epoch, size)[place] for epoch, place in places]
+
+
+@CURRICULA.implements(InformativeConfig)
+def by_pass_rates(curriculum: Curriculum, step: int, number: int) -> list[int]:
+    """`Curriculum.numbers`: prompts by what is known of their pass rates."""
+    assert curriculum.rates is not None
+    key = rng.stream(curriculum.config.seed, "informative", step)
+    return curriculum.rates.draw(key, (number + 1) * curriculum.count)[number * curriculum.count :]

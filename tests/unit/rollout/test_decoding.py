@@ -10,7 +10,7 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.errors import RolloutError
 from drift.common.types import Trace
-from drift.config.rollout import CacheMode, Confidence, FactorConfig, RolloutConfig, ThresholdConfig
+from drift.config.rollout import CacheMode, FactorConfig, RolloutConfig, ThresholdConfig
 from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
@@ -25,7 +25,7 @@ STATIC = rollout_config()
 SURE = rollout_config(ThresholdConfig, threshold=0.9)
 FAST = rollout_config(ThresholdConfig, threshold=0.3)
 FACTOR = rollout_config(FactorConfig, factor=1.5)
-RANDOM = replace(STATIC, confidence=Confidence.random)
+RANDOM = replace(STATIC, confidence="random")
 DUAL = replace(STATIC, cache=CacheMode.dual)
 PREFIX = replace(STATIC, cache=CacheMode.prefix)
 CONFIGS = {
@@ -36,8 +36,8 @@ CONFIGS = {
     "factor": FACTOR,
     "threshold in few steps": replace(SURE, steps=4),
     "factor in few steps": replace(FACTOR, steps=4),
-    "margin": replace(FAST, confidence=Confidence.margin),
-    "entropy": replace(STATIC, confidence=Confidence.entropy),
+    "margin": replace(FAST, confidence="margin"),
+    "entropy": replace(STATIC, confidence="entropy"),
     "random": RANDOM,
     "hot positions": replace(STATIC, position_temperature=0.2),
     "nucleus": replace(STATIC, top_p=0.7, temperature=1.3),

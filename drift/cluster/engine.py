@@ -181,8 +181,8 @@ class Engine:
         self.shapes = {name: zero.shape(p, self.stage == 3) for name, p in self.trained.items()}
         parts: dict[float, list[Tensor]] = {}
         for name, parameter in self.trained.items():
-            lr = next((lr for prefix, lr in lrs.items() if name.startswith(prefix)), optim.lr)
-            parts.setdefault(lr / optim.lr, []).append(parameter)
+            own = [lr / optim.lr for prefix, lr in lrs.items() if name.startswith(prefix)]
+            parts.setdefault(own[0] if own else 1.0, []).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": part, "lr_ratio": ratio} for ratio, part in parts.items()],
             lr=optim.lr,

@@ -47,7 +47,7 @@ def test_a_run_outlives_the_shell_that_started_it(tmp_path: Path) -> None:
     script.write_text(SHELL.format(python=sys.executable))
     subprocess.run(["bash", script], cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=200)
     summary = tmp_path / "run" / "summary.json"
-    wait_for(lambda: json.loads(summary.read_text())["status"] != "running")
+    wait_for(lambda: summary.exists() and json.loads(summary.read_text())["status"] != "running")
     assert json.loads(summary.read_text())["status"] == "finished"
 
 

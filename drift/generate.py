@@ -1,7 +1,7 @@
 """Completions of prompts in the terminal: `python -m drift.generate prompt="3 9 5=7"`.
 
 On a terminal the canvas denoises before the reader's eyes; on a pipe there are the texts alone,
-with an empty line between two. A function of this name is `drift.generate`, in generation.py.
+with an empty line between two. A function of this name is `drift.generate`, in rollout/generate.py.
 """
 
 import re

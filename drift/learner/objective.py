@@ -2,7 +2,7 @@
 
 All denominators are counts over the whole batch, known before the first forward: the weight of a
 token is fixed by `weigh`, and the losses of all micro-batches and ranks add up. Losses that are no
-sum over scored tokens are in row_objective.py.
+sum over scored tokens are in sequence_objective.py.
 """
 
 from collections.abc import Callable

@@ -170,7 +170,7 @@ def divergence(rows: ScoredRows, reference_KBC: Tensor, config: ObjectiveConfig)
     return estimator(total_B, reference_B) / length_B.clamp(min=1)
 
 
-def row_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
+def sequence_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
     """sum_b w_b (policy loss_b + kl_coef KL_b); the entropy is a sum over tokens, added there.
 
     What is logged of the clip and the KL is a plain mean over the rows.
@@ -197,7 +197,7 @@ def row_objective(rows: ScoredRows, config: ObjectiveConfig) -> LossOutput:
 
 
 def row_gradient(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The derivative of `row_objective` by each log-prob, [K, B, C], and its sums.
+    """The derivative of `sequence_objective` by each log-prob, [K, B, C], and its sums.
 
     Args:
         rows: log-probs without graph.
@@ -213,7 +213,7 @@ def row_gradient(rows: ScoredRows, config: ObjectiveConfig) -> tuple[Tensor, dic
             weights=rows.weights,
             group_size=rows.group_size,
         )
-        output = row_objective(current, config)
+        output = sequence_objective(current, config)
         (gradient_KBC,) = torch.autograd.grad(output.loss, leaf)
     return gradient_KBC, output.sums
 

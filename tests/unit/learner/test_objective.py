@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drift.config.objective import KLEstimator, Level, Normalization, PpoClipConfig
 from drift.learner.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
-from drift.learner.sequence_objective import ScoredRows, row_objective
+from drift.learner.sequence_objective import ScoredRows, sequence_objective
 from tests.conftest import bools, objective
 
 
@@ -209,7 +209,7 @@ def test_of_whole_rows_too_a_mean_is_logged(normalization: Normalization) -> Non
         PpoClipConfig, level=Level.sequence, kl_coef=0.1,
         kl_estimator=KLEstimator.k2,
     )  # fmt: skip
-    sums = row_objective(rows, config).sums
+    sums = sequence_objective(rows, config).sums
     assert sums["loss/clip_frac"].item() == pytest.approx(0.5)
     kl = ((4 * 0.1) ** 2 / 2 / 4 + (2 * 0.1) ** 2 / 2 / 2) / 2
     assert sums["kl/k2"].item() == pytest.approx(kl)

@@ -16,7 +16,7 @@ from drift.config.objective import Level, Normalization
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
 from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
-from drift.learner.sequence_objective import ScoredRows, row_objective, upper_bound
+from drift.learner.sequence_objective import ScoredRows, sequence_objective, upper_bound
 from drift.learner.update import restrict, settle_scored
 from drift.learner.value import step_targets, value_loss, with_value_loss
 from tests import configs
@@ -88,7 +88,7 @@ def by_parts(batch: Batch) -> Tensor:
             weights=weights,
             group_size=GROUP,
         )
-        return row_objective(rows, objective).loss
+        return sequence_objective(rows, objective).loss
     advantage_KBC, targets = advantages.values_B[:, None].expand_as(scored_KBC), None
     if advantages.at_end:
         mean = weigh(scored_KBC, None, length_B, Normalization.sample, num_rows, num_tokens)

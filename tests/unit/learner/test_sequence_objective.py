@@ -17,7 +17,7 @@ from drift.learner.advantage import estimate
 from drift.learner.likelihood import micro_batches, score
 from drift.learner.masking import build_views, prompt_masks
 from drift.learner.objective import ScoredTokens, policy_objective, row_sizes, weigh
-from drift.learner.sequence_objective import ScoredRows, row_objective
+from drift.learner.sequence_objective import ScoredRows, sequence_objective
 from drift.learner.update import restrict, settle_scored, update
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
@@ -75,7 +75,7 @@ def whole_loss(
         scored_KBC, views.weight_KB, length_B, objective.normalization, num_rows, num_tokens
     )
     if objective.level != Level.view:
-        return row_objective(
+        return sequence_objective(
             ScoredRows(
                 logp_KBC=current,
                 old_logp_KBC=old,

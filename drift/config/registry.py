@@ -15,6 +15,8 @@ module that implements an option enters its function; code then asks for the fun
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
+from omegaconf import MISSING
+
 from drift.common.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -94,6 +96,6 @@ class Names:
 
     def refused(self, value: str) -> str | None:
         """Why a value cannot be; None if it is one of the choices."""
-        if value in self.known:
+        if value == MISSING or value in self.known:
             return None
         return f"{self.setting}={value} must be one of {', '.join(self.known)}"

@@ -173,7 +173,7 @@ def test_a_run_that_is_killed_after_its_last_step_tells_its_end_when_given_again
     run: Run, tmp_path: Path
 ) -> None:
     code = """
-import os, drift.train
+import os, drift.train, drift.training.run
 drift.training.run.follow = lambda trainer: (trainer.fit(), os.kill(os.getpid(), 9))
 drift.train.run_command("train", drift.training.run.run)
 """

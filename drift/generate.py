@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from rich.console import Console
@@ -17,9 +16,6 @@ from rich.console import Console
 from drift.cli.command import run_command
 from drift.config.commands import GenerateConfig
 from drift.rollout.screen import Screen, check_trace, cost, read_prompts, write
-
-if TYPE_CHECKING:
-    pass
 
 LITERAL = ("prompt", "input", "trace")  # settings whose value is taken as it was typed
 

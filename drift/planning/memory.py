@@ -14,6 +14,7 @@ from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
 from drift.policy.backbone import BackboneConfig
 from drift.policy.base import head_chunk_bytes
+from drift.policy.replica import sampler_weights
 from drift.rollout.caching import cache_length
 
 WIDTH = {Dtype.float32: 4, Dtype.bfloat16: 2}
@@ -192,15 +193,6 @@ def trained_weights(sizes: Sizes) -> tuple[int, str]:
             "(N + T) w" if wide == sizes.width else "N w + 4 T",
         )
     return (total * sizes.width, "N w") if sizes.split.stage else (total * 4, "4 N")
-
-
-def sampler_weights(model: ModelConfig, split: bool, rollout: RolloutConfig) -> RolloutWeights:
-    """`rollout.weights` with `auto` settled; split: ZeRO-3 splits the trained weights."""
-    if rollout.weights != RolloutWeights.auto:
-        return rollout.weights
-    # compiled code would cast float32 weights anew at every denoising step
-    cast = rollout.compile and model.dtype != Dtype.float32 and not model.lora.rank
-    return RolloutWeights.replica if split or cast else RolloutWeights.shared
 
 
 def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> Terms:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from transformers import PreTrainedTokenizerFast
 from drift.common.errors import CheckpointError
 from drift.policy.backbone import Backbone, BackboneConfig, Cache
 
-if TYPE_CHECKING:
-    from drift.policy.lora import Adapter
-
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
 VALUE_HEAD = "value_head."  # of its parameter names
 CPU_CHUNK_BYTES = 16 * 2**20  # on a CPU: what its cache holds
@@ -22,6 +19,17 @@ CPU_CHUNK_BYTES = 16 * 2**20  # on a CPU: what its cache holds
 
 def head_chunk_bytes(*, on_cpu: bool) -> int:
     return min(HEAD_CHUNK_BYTES, CPU_CHUNK_BYTES) if on_cpu else HEAD_CHUNK_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Adapter(rank=8, alpha=16.0, targets=("q_proj",), base="data/tiny", base_sha256="9f2c...")."""
+
+    rank: int
+    alpha: float  # the update is scaled by alpha / rank
+    targets: tuple[str, ...]  # our names of the linear layers
+    base: str  # path or hub name of the frozen weights
+    base_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from drift.cluster.zero import gathered
 from drift.common.errors import CheckpointError
 from drift.config.model import LoraConfig as LoraSettings
-from drift.policy.base import Policy
+from drift.policy.base import Adapter, Policy
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of tensor names in peft's files
 NAME = "default"  # peft's name of the only adapter
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """Adapter(rank=8, alpha=16.0, targets=("q_proj",), base="data/tiny", base_sha256="9f2c...")."""
-
-    rank: int
-    alpha: float  # the update is scaled by alpha / rank
-    targets: tuple[str, ...]  # our names of the linear layers
-    base: str  # path or hub name of the frozen weights
-    base_sha256: str
 
 
 def fingerprint(policy: Policy) -> str:

@@ -5,9 +5,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from drift.cluster.zero import gathered
+from drift.common.errors import ConfigError
+from drift.config.checks import refused_weights
+from drift.config.commands import RunConfig
+from drift.config.model import Dtype, ModelConfig
+from drift.config.rollout import RolloutConfig, RolloutWeights
 from drift.policy import lora
 from drift.policy.backbone import Backbone
 from drift.policy.base import Policy
+from drift.policy.loading import torch_dtype
 
 
 def parts(backbone: Backbone) -> list[str]:
@@ -113,3 +119,25 @@ class Gathered(Replica):
         while self.num_running(0):
             for i in range(self.backbone.config.num_layers):
                 self.copy(*self.trained, f"blocks.{i}")
+
+
+def sampler_weights(model: ModelConfig, split: bool, rollout: RolloutConfig) -> RolloutWeights:
+    """`rollout.weights` with `auto` settled; split: ZeRO-3 splits the trained weights."""
+    if rollout.weights != RolloutWeights.auto:
+        return rollout.weights
+    # compiled code would cast float32 weights anew at every denoising step
+    cast = rollout.compile and model.dtype != Dtype.float32 and not model.lora.rank
+    return RolloutWeights.replica if split or cast else RolloutWeights.shared
+
+
+def sampler_of(policy: Policy, config: RunConfig) -> Policy:
+    """Whose weights decode: `rollout.weights`."""
+    weights = sampler_weights(config.model, policy.split, config.rollout)
+    if reason := refused_weights(weights, policy.split):
+        raise ConfigError(reason)
+    if weights == RolloutWeights.shared:
+        return policy
+    if weights == RolloutWeights.replica and policy.adapter and not policy.split:
+        return policy  # a copy would be the same numbers: its base is frozen in model.dtype
+    kind = Replica if weights == RolloutWeights.replica else Gathered
+    return kind(policy, torch_dtype(config.model.dtype))

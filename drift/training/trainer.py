@@ -13,21 +13,17 @@ import torch
 from drift.cluster.engine import Engine
 from drift.cluster.preemption import StopRequest, patience_s
 from drift.common import rng
-from drift.common.errors import CheckpointError, ConfigError
+from drift.common.errors import CheckpointError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
-from drift.config.checks import refused_weights
 from drift.config.commands import RunConfig
 from drift.config.objective import RewardControl
-from drift.config.rollout import RolloutWeights
 from drift.config.task import Split
 from drift.learner.advantage import estimate
 from drift.learner.gap import sampler_gap, warn_of_gap
 from drift.learner.masking import build_views
 from drift.learner.update import update
-from drift.planning.memory import sampler_weights
 from drift.policy.base import Policy
-from drift.policy.loading import torch_dtype
-from drift.policy.replica import Gathered, Replica
+from drift.policy.replica import Replica, sampler_of
 from drift.rollout.collect import collect
 from drift.rollout.evaluate import EvalResult, Problems, UnfinishedError, evaluate
 from drift.runs import checkpoints
@@ -37,19 +33,6 @@ from drift.training.curriculum import Curriculum
 from drift.training.report import Progress, Report, step_metrics
 
 log = logging.getLogger("drift")
-
-
-def sampler_of(policy: Policy, config: RunConfig) -> Policy:
-    """Whose weights decode: `rollout.weights`."""
-    weights = sampler_weights(config.model, policy.split, config.rollout)
-    if reason := refused_weights(weights, policy.split):
-        raise ConfigError(reason)
-    if weights == RolloutWeights.shared:
-        return policy
-    if weights == RolloutWeights.replica and policy.adapter and not policy.split:
-        return policy  # a copy would be the same numbers: its base is frozen in model.dtype
-    kind = Replica if weights == RolloutWeights.replica else Gathered
-    return kind(policy, torch_dtype(config.model.dtype))
 
 
 class Trainer:

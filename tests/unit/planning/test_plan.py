@@ -20,9 +20,8 @@ from drift.planning import cost, memory
 from drift.planning.memory import Sharding, Sizes, Terms
 from drift.planning.shapes import HUB, SHAPES
 from drift.policy.backbone import BackboneConfig
-from drift.policy.replica import Replica
+from drift.policy.replica import Replica, sampler_of
 from drift.rollout.decoding import decode
-from drift.training.trainer import sampler_of
 from tests.conftest import ROOT, make_policy, objective, rollout_config
 
 B = make_policy("dream").backbone.config

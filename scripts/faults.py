@@ -54,7 +54,7 @@ LEFT_OUT = re.compile(
 )
 KEY = re.compile(r"(?<![\w{.])([a-z_]+\.[a-z_]+)(?=\W)")  # rollout.steps, but not {config.rollout}
 
-STARTED = {  # files that no import leads to, and the file that starts them
+STARTED = {  # files that no import leads to, and the file whose tests reach them
     "math_worker": "pool",
     "gym_worker": "pool",
     "zygote": "client",

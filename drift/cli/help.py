@@ -15,7 +15,8 @@ from textwrap import dedent
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-COMMANDS = Path(__file__).parents[1]
+from drift.config.compose import PACKAGE
+
 NOTES = """
     Flags
       -m, --multirun  a sweep: key=a,b,c runs a job for each value (docs/sweeps.md)
@@ -50,7 +51,7 @@ def help_template(command: str, *, _root_: DictConfig) -> str:
 
 def docstring(command: str) -> str:
     """Of drift/<command>.py, which is not imported for it."""
-    tree = ast.parse((COMMANDS / f"{command}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / f"{command}.py").read_text(encoding="utf-8"))
     return ast.get_docstring(tree) or ""
 
 

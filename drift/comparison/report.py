@@ -7,6 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+from rich.table import Table
+
 from drift.common import terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
@@ -167,8 +170,6 @@ class Comparison:
 
 def show(comparison: Comparison) -> None:
     """The table on the terminal."""
-    from rich.table import Table
-
     table = Table(title=f"{comparison.title}: {comparison.counts()}")
     fixed = len(comparison.settings or ["run"])
     for number, name in enumerate(comparison.columns()):
@@ -224,8 +225,6 @@ def write_report(folder: Path, comparison: Comparison, address: str | None) -> l
 
 
 def template() -> Any:
-    from jinja2 import Environment, FileSystemLoader
-
     loader = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=loader, autoescape=True).get_template("compare.html")
 

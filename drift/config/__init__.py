@@ -1,7 +1,7 @@
 """Every setting, in a file for each config group; commands.py has what each command takes.
 
-A default stands at its field or in conf/, never in the code that reads it; the bounds of a number
-stand at its field. Nothing here imports torch. Checks that span groups are in checks.py.
+A default is written at its field or in conf/, never in the code that reads it, and the bounds of a
+number at its field. Nothing here imports torch. Checks that span groups are in checks.py.
 """
 
 from typing import Any

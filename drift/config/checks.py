@@ -29,7 +29,7 @@ from drift.config.masking import (
     Times,
     TraceConfig,
 )
-from drift.config.model import FAMILIES, AttentionBackend
+from drift.config.model import FAMILY_NAMES, AttentionBackend
 from drift.config.objective import (
     OBJECTIVES,
     AdvantageEstimator,
@@ -46,7 +46,7 @@ from drift.config.objective import (
     ValueConfig,
 )
 from drift.config.rollout import (
-    CONFIDENCES,
+    CONFIDENCE_NAMES,
     ROLLOUTS,
     CacheMode,
     RolloutConfig,
@@ -79,7 +79,7 @@ def divisors(number: int) -> str:
 def problems(config: BaseConfig) -> Iterator[str]:
     """Every reason why a config cannot work."""
     yield from out_of_range(config)
-    if reason := FAMILIES.refused(config.model.family):
+    if reason := FAMILY_NAMES.refused(config.model.family):
         yield reason
     lora = config.model.lora
     if lora.rank and not lora.targets:
@@ -127,7 +127,7 @@ def _only_with(rollout: RolloutConfig, key: str, applies: bool, where: str) -> I
 
 
 def _remasking(rollout: RolloutConfig) -> Iterator[str]:
-    if reason := CONFIDENCES.refused(rollout.confidence):
+    if reason := CONFIDENCE_NAMES.refused(rollout.confidence):
         yield reason
         return
     if isinstance(rollout, StaticConfig):

@@ -241,7 +241,7 @@ class PrepareConfig:
 
 
 COMMANDS: dict[str, type] = {
-    "run": RunConfig,
+    "train": RunConfig,
     "plan": PlanConfig,
     "sft": SFTConfig,
     "eval": EvalRunConfig,

@@ -1,4 +1,4 @@
-"""Settings of data: bad records, leaks between splits, public data sets. Imports no torch."""
+"""Settings of data: bad records, leaks between splits. Imports no torch."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,5 +18,5 @@ class DataConfig:
 
 @dataclass
 class TrainDataConfig(DataConfig):
-    # share of an evaluation set that may be in train: contamination.py
+    # share of an evaluation set that may be in train: drift/tasks/contamination.py
     max_overlap: float = share(0.0)

@@ -97,7 +97,7 @@ class BlockConfig(MaskingConfig):
 
 @dataclass
 class LeftToRightConfig(MaskingConfig):
-    """JustGRPO's masking: a view for every token, which shows what stands before it."""
+    """JustGRPO's masking: a view for every token, which shows the tokens before it."""
 
 
 MASKINGS = Registry[MaskingConfig](

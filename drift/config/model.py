@@ -44,5 +44,5 @@ class ModelConfig:
     lr: float = positive(MISSING, finite=True)
 
 
-FAMILIES = Names("model.family", ["llada", "dream"])  # implemented in drift/policy
+FAMILY_NAMES = Names("model.family", ["llada", "dream"])  # implemented in drift/policy
 MODELS = Registry("model", {"base": ModelConfig})

@@ -12,7 +12,7 @@ from drift.config.task import EndSuppression
 
 class CacheMode(StrEnum):
     none = "none"  # exact
-    prefix = "prefix"  # the block and what stands behind it are recomputed
+    prefix = "prefix"  # the block and what follows it are recomputed
     dual = "dual"  # the block alone is recomputed
 
 
@@ -69,7 +69,7 @@ class FactorConfig(RolloutConfig):
     factor: float = positive(1.0)  # larger commits more tokens together
 
 
-CONFIDENCES = Names(  # implemented in drift/rollout/sampling.py
+CONFIDENCE_NAMES = Names(  # implemented in drift/rollout/sampling.py
     "rollout.confidence",
     [
         "probability",  # of the drawn token

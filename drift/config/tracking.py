@@ -1,4 +1,4 @@
-"""Settings of tracking, and of the commands that read what was tracked; imports no torch."""
+"""Settings of tracking: where a run's numbers go. Imports no torch."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -27,7 +27,6 @@ SHOWN = 5  # bad records named in the log
 
 def load(config: PrepareConfig) -> tuple[list[Part], Fields]:
     """The raw parts, and what the manifest says of their origin."""
-
     if config.source is None:
         parts, commit = hub_parts(config.dataset)
         return parts, {"hub": SOURCES[config.dataset].hub, "commit": commit}
@@ -193,7 +192,6 @@ def write(folder: Path, splits: Splits, manifest: Fields) -> Fields:
 
 def run(config: PrepareConfig) -> None:
     """Load, convert, separate, write, and say what was written."""
-
     dataset, folder = config.dataset, Path(config.output).expanduser()
     before = written_before(folder)
     excluded = problems_in(config.exclude)

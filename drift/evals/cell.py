@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError, DataError
@@ -246,8 +248,6 @@ def run_cell(
 
 def shown_rows(policy: Policy, rollout: Rollout, count: int, source: str) -> list[TraceRow]:
     """The first rows of this rank as the trace page shows them."""
-    import torch
-
     row_N = torch.arange(min(count, len(rollout.texts)), device=rollout.rows_B.device)
     if not len(row_N):
         return []

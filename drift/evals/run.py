@@ -1,6 +1,7 @@
 """A grid of evaluations: every checkpoint under one protocol, resumed where it was interrupted."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,6 @@ WIDTH = 120  # of the tables where there is no terminal
 
 def run(config: EvalRunConfig) -> None:
     """Evaluate `model.path`, or each of `checkpoints`, on one task with one decoding."""
-
     task = build_task(config.task, config.data.on_error)
     examples = task.examples(config.split)[: config.eval.max_examples]
     names = list(dict.fromkeys(config.checkpoints or [config.model.path]))
@@ -117,13 +117,11 @@ def finish_cell(
     engine: Engine,
     cell: Cell,
     task: Task,
-    examples: "list[Example]",
+    examples: list[Example],
     config: EvalRunConfig,
     results: Path,
 ) -> None:
     """Complete what a cell lacks, count, track; here the only reference to the policy ends."""
-    from contextlib import nullcontext
-
     progress = cell.progress
     with cell.sole_user() if engine.is_main else nullcontext():
         policy = load_model(config.model, path=progress.path, device=engine.device)
@@ -145,7 +143,6 @@ def finish_cell(
 
 def track(config: EvalRunConfig, cell: Cell, results: Path) -> None:
     """A run in MLflow for the cell, with the table as it is now."""
-
     content = read_json(cell.folder.parent / PROTOCOL)
     params: dict[str, Any] = {
         "checkpoint": cell.progress.checkpoint,
@@ -168,7 +165,6 @@ def track(config: EvalRunConfig, cell: Cell, results: Path) -> None:
 
 def show(results: Path, group: ProtocolResults) -> None:
     """The command's own cells on the terminal, and where the rest is."""
-
     console = terminal.console(WIDTH)
     names = [cell.checkpoint for cell in group.cells]
     short = dict(zip(names, short_names(names), strict=True))

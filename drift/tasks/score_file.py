@@ -28,7 +28,6 @@ SHOWN = 20  # bad records named in the log; the output has every one
 
 def output_line(record: Record, result: Score | DataError) -> dict[str, Any]:
     """What is written of one record."""
-
     named = {} if isinstance(record.value, DataError) else record.value
     line = {"line": record.line, **{name: named[name] for name in NAMES if name in named}}
     if isinstance(result, DataError):
@@ -70,7 +69,6 @@ class Summary:
 @contextmanager
 def written(path: Path) -> Iterator[IO[str]]:
     """The output, opened for lines: whole at the end or not there; packed if its name says so."""
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as beside, open_data(beside, "wt", encoding="utf-8") as file:
         yield file
@@ -78,7 +76,6 @@ def written(path: Path) -> Iterator[IO[str]]:
 
 def run(config: ScoreConfig) -> None:
     """Grade the input line by line; write the grades, then their summary beside them."""
-
     source, target = Path(config.input).expanduser(), Path(config.output).expanduser()
     if source.resolve() == target.resolve():
         raise ConfigError(f"output={target} is the input; choose another file")

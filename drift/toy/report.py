@@ -45,7 +45,6 @@ from drift.toy.truth import Truth, count
 
 log = logging.getLogger("drift")
 
-Results = dict[str, list[dict[str, Any]]]
 MAX_DRAWS = 20_000  # joint draws of one state
 MAX_STATES = 4096  # whose gradients are kept: about 250 MiB for each thousand
 UNCOUNTED = {
@@ -171,7 +170,6 @@ def num_estimates(config: LabConfig) -> int:
 
 def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -> dict[str, Any]:
     """Everything about one random network; calls `advance` after each masking."""
-
     length = config.rollout.gen_length
     space = space_of(config.toy, length)
     policy = make_toy(config.toy, length, config.seed + number)
@@ -209,7 +207,6 @@ def measure_objectives(
     config: LabConfig, number: int, lag: float, advance: Callable[[], object]
 ) -> dict[str, Any]:
     """Each masking with each objective, by a policy that is `lag` away from the sampler."""
-
     rollout, seed = config.rollout, config.seed + number
     space = space_of(config.toy, rollout.gen_length)
     policy, sampler = (make_toy(config.toy, rollout.gen_length, seed) for _ in range(2))

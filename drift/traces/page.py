@@ -158,7 +158,7 @@ def trace_rows(
         rollout: graded or not.
         source: shown with the rows, for example the name of a checkpoint.
         advantages: of the rows.
-        views: of the training's masking; `scored_KBC` is shown as it is (see traces.py).
+        views: of the training's masking; `scored_KBC` is shown as it is (see rows.py).
         num_alternatives: words kept for each token; 0 = neither words nor entropies. More replays
             the denoising, each state of each row once.
     """

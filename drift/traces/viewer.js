@@ -1,5 +1,5 @@
 "use strict";
-// The page of drift/viewer.py. Texts reach the page by textContent only, never as HTML.
+// The page of drift/traces/page.py. Texts reach the page by textContent only, never as HTML.
 const { title, rows } = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const CLASSES = [0.1, 0.3, 0.5, 0.7, 0.9]; // lower ends of the shades p1 .. p5

@@ -34,7 +34,6 @@ FREE = (  # settings of a run that may change on its way: nothing learns by them
 
 
 def digests_of(trainer: Trainer) -> dict[str, Any]:
-
     return data_digests({s.value: p.examples for s, p in trainer.problems.items()})
 
 

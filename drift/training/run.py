@@ -93,7 +93,6 @@ def build(config: RunConfig, engine: Engine, resumed: Resumed | None) -> tuple[T
 
 def run(config: RunConfig) -> None:
     """Train, or go on where the run folder's newest checkpoint is."""
-
     engine = Engine(config.cluster, config.model.dtype, max_grad_norm=config.optim.max_grad_norm)
     if not engine.is_main:  # under torchrun and srun all ranks share a terminal and a log
         log.setLevel(logging.WARNING)
@@ -146,7 +145,6 @@ def place_line(config: RunConfig, engine: Engine) -> str:
 
 def start(config: RunConfig, trainer: Trainer, overlap: Overlap, resumed: Resumed | None) -> None:
     """Write what the run is made of, and open its MLflow run, a new one if it is another run."""
-
     folder, tracker = Path(config.output_dir), trainer.report.tracker
     params, digests = flat_settings(settings_of(config)), digests_of(trainer)
     if resumed:

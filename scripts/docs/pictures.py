@@ -3,8 +3,8 @@
     python scripts/docs/pictures.py      # writes docs/images/masking_*.svg
 
 The views are those of drift.learner.masking on one trace. It is an answer of data/tiny-countdown to
-"2 18 15=5" (temperature 1, 16 tokens in blocks of 4, two a step); tests/test_docs_pictures.py holds
-it to the checkpoint. It is written down here, since confidences of nearly 1 on which another
+"2 18 15=5" (temperature 1, 16 tokens in blocks of 4, two a step); tests/slow/test_docs_site.py
+holds it to the checkpoint. It is written down here, since confidences of nearly 1 on which another
 processor rounds otherwise would give another order.
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "drift"
 PICTURE = ROOT / "docs" / "images" / "structure.svg"
-COMMANDS = "commands"
+TOP = "commands"
 WIDTH, HEIGHT, MARGIN, BOX_W, BOX_H, ROW_H = 1000, 720, 16, 150, 44, 88
 STYLE = """
   .page{fill:#fff;stroke:#d0d7de} text{font:14px system-ui,sans-serif;fill:#1f2328;
@@ -29,7 +29,7 @@ STYLE = """
 def part_of(module: str) -> str:
     """`drift.rollout.decoding` -> rollout; a file at the top of drift/ is a command."""
     name = module.split(".")[1] if "." in module else ""
-    return name if (PACKAGE / name).is_dir() and name else COMMANDS
+    return name if (PACKAGE / name).is_dir() and name else TOP
 
 
 def layers() -> list[list[str]]:
@@ -41,7 +41,7 @@ def layers() -> list[list[str]]:
 
 
 def files_of(part: str) -> list[Path]:
-    if part == COMMANDS:
+    if part == TOP:
         return [path for path in sorted(PACKAGE.glob("*.py")) if path.name != "__init__.py"]
     return sorted((PACKAGE / part).rglob("*.py"))
 
@@ -56,7 +56,7 @@ def imports() -> set[tuple[str, str]]:
                     found |= {(part, part_of(f"drift.{alias.name}")) for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("drift."):
                     found.add((part, part_of(str(node.module))))
-    return {(one, other) for one, other in found if one != other and other != COMMANDS}
+    return {(one, other) for one, other in found if one != other and other != TOP}
 
 
 def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -95,7 +95,7 @@ def draw() -> str:
         )
     for part, (x, y) in place.items():
         files = files_of(part)
-        title = part if part != COMMANDS else "drift.COMMAND"
+        title = part if part != TOP else "drift.COMMAND"
         found.append(
             f'<rect class="box" x="{x - BOX_W / 2:g}" y="{y:g}" width="{BOX_W}" height="{BOX_H}" '
             f'rx="6"/><text x="{x:g}" y="{y + 19:g}">{escape(title)}</text>'

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 SOURCES = sorted((ROOT / "drift").rglob("*.py"))
 ALL = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
-MAX_FILE, MAX_FUNCTION = 600, 80  # lines; more of them is a sign that two subjects stand together
+MAX_FILE, MAX_FUNCTION = 600, 80  # lines; more of them is a sign of two subjects in one place
 
 
 def nodes(paths: list[Path]) -> Iterator[tuple[str, ast.AST]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from drift.common.errors import ConfigError
-from drift.config.registry import Registry
+from drift.config.registry import Names, Registry
 
 
 @dataclass
@@ -48,3 +48,11 @@ def test_what_nobody_implements_is_one_line(shapes: Registry[Shape]) -> None:
         shapes.function(Tile(), "area")
     with pytest.raises(ConfigError, match=r"^shape: Shape is of none of its options: square$"):
         shapes.name(Shape())
+
+
+def test_a_choice_by_name_is_refused_until_it_is_entered() -> None:
+    names = Names("rollout.confidence", ["margin"])
+    assert names.refused("margin") is None
+    assert names.refused("sure") == "rollout.confidence=sure must be one of margin"
+    names.add("sure")
+    assert names.refused("sure") is None

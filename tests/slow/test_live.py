@@ -13,7 +13,8 @@ STEP_BAR = re.compile(r"^step +(\d+)/\d+ [━╸╺ ]*[━╸╺][━╸╺ ]* (
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_run_on_a_terminal(tmp_path: Path, columns: int) -> None:
-    terminal = Terminal(tmp_path, *SMOKE, "num_steps=10", "eval.every=5", columns=columns)
+    settings = ("num_steps=10", "eval.every=5", "rollout.group_size=64")  # no step in no time
+    terminal = Terminal(tmp_path, *SMOKE, *settings, columns=columns)
     bars: set[str] = set()
     while terminal.read():
         found = [text for text in terminal.lines() if STEP_BAR.match(text)]
@@ -29,7 +30,7 @@ def test_a_run_on_a_terminal(tmp_path: Path, columns: int) -> None:
     shares = " ".join(seen[place + 2 : place + (3 if columns == 80 else 4)])
     assert re.match(r"\d+ tokens/s rollout \d+% .*update \d+% eval \d+% checkpoint \d+%$", shares)
     text = "\n".join(seen)
-    assert "first held-out accuracy" in text.split(seen[place])[1]  # the log_end stands below
+    assert "first held-out accuracy" in text.split(seen[place])[1]  # the end of the log is below it
     assert " step 5/10  reward" in text  # each evaluation stays to be read
     assert "step 4/10  reward" not in text
     assert not terminal.screen.cursor.hidden

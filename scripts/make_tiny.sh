@@ -16,7 +16,7 @@ esac
 name=$model-$task
 sft="scripts/run python -m drift.sft model=$model task=$task task.train_size=100000
   optim.beta2=0.98 optim.weight_decay=0.01 optim.schedule=cosine optim.warmup_steps=100
-  sft.batch_size=$batch_size cluster.threads=1 optim.rows_per_forward=128 eval.every=2000"
+  sft.batch_size=$batch_size cluster.threads=1 optim.tokens_per_forward=32768 eval.every=2000"
 
 rm -rf "outputs/$name-skill" "outputs/$name-habit"  # of an earlier time
 scripts/run python scripts/blank_tiny.py "$family" "outputs/$name-blank"

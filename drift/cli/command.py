@@ -24,7 +24,7 @@ from drift.config.compose import CONF, typed
 from drift.config.explain import USER_ERRORS, explain, first_line, group_not_chosen, no_option
 from drift.runs import sweep
 
-SAVE_MEMORY = "lower rollout.max_rows, optim.rows_per_forward or rollout.gen_length"
+SAVE_MEMORY = "lower rollout.max_rows, optim.tokens_per_forward or rollout.gen_length"
 
 
 def settle_streams() -> None:

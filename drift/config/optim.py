@@ -25,7 +25,8 @@ class OptimConfig:
     max_grad_norm: float = positive(1.0, finite=True)  # longer gradients are shortened to it
     schedule: Schedule = Schedule.constant  # of the learning rate, after the warm-up
     warmup_steps: int = not_negative(0)  # optimizer steps
-    rows_per_forward: int = positive(64)  # of one learner forward on one rank; lower saves memory
+    # of one learner forward on one rank, padding included; at least one row; lower saves memory
+    tokens_per_forward: int = positive(2048)
 
 
 OPTIMS = Registry("optim", {"base": OptimConfig})

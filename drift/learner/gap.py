@@ -14,7 +14,7 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config.commands import RunConfig
-from drift.learner.likelihood import micro_batches, pad_batches, token_logps
+from drift.learner.likelihood import longest_row, micro_batches, pad_batches, token_logps
 from drift.learner.objective import k3
 from drift.policy.base import Policy
 
@@ -52,7 +52,7 @@ def sampler_gap(
     """
     assert engine.model is not None
     hidden_1BC, committed_1BC = one_state_each(rollout, key)
-    rows = config.optim.rows_per_forward
+    rows = max(1, config.optim.tokens_per_forward // longest_row(rollout))
     batches = micro_batches(rollout, hidden_1BC, committed_1BC, policy.special, rows)
     pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
     found = token_logps(engine.model, batches, committed_1BC.shape, rollout.temperature)

@@ -59,6 +59,11 @@ def assemble(rollout: Rollout, pad: int) -> tuple[Tensor, Tensor]:
     return ids_BS, torch.tensor([len(p) for p in prompts], device=canvas_BC.device)
 
 
+def longest_row(rollout: Rollout) -> int:
+    """Tokens of the longest prompt and the canvas."""
+    return max(map(len, rollout.prompts.ids)) + rollout.trace.canvas_BC.shape[1]
+
+
 def micro_batches(
     rollout: Rollout,
     hidden_KBC: Tensor,

@@ -14,6 +14,7 @@ from drift.learner.gap import importance_weights
 from drift.learner.likelihood import (
     MicroBatch,
     asks_old,
+    longest_row,
     micro_batches,
     pad_batches,
     score,
@@ -109,6 +110,7 @@ def prepare(
     assert engine.model is not None
 
     prompt_hidden_KBL = prompt_masks(views, rollout)
+    rows = max(1, config.optim.tokens_per_forward // longest_row(rollout))
 
     def cut(wanted_KBC: Tensor) -> list[MicroBatch]:
         batches = micro_batches(
@@ -116,7 +118,7 @@ def prepare(
             views.hidden_KBC,
             wanted_KBC,
             policy.special,
-            config.optim.rows_per_forward,
+            rows,
             prompt_hidden_KBL,
         )
         pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)

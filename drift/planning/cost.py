@@ -19,6 +19,7 @@ from drift.planning.memory import (
     block_parameters,
     num_parameters,
     num_trained,
+    rows_of_forward,
 )
 from drift.policy.backbone import BackboneConfig
 
@@ -104,9 +105,10 @@ def rows_of_rank(config: RunConfig, ranks: int) -> int:
     return config.rollout.prompts_per_step * config.rollout.group_size // ranks
 
 
-def micro_batches(config: RunConfig, ranks: int) -> int:
-    """Learner forwards of one pass over a rank's view-rows."""
-    return ceil(rows_of_rank(config, ranks) * num_views(config) / config.optim.rows_per_forward)
+def micro_batches(config: RunConfig, ranks: int, row: int) -> int:
+    """Learner forwards of one pass over a rank's view-rows, of `row` tokens each."""
+    view_rows = rows_of_rank(config, ranks) * num_views(config)
+    return ceil(view_rows / rows_of_forward(config.optim, row))
 
 
 def traffic(sizes: Sizes, config: RunConfig) -> Terms:
@@ -116,7 +118,8 @@ def traffic(sizes: Sizes, config: RunConfig) -> Terms:
         return terms
     w, share = sizes.width, (split.ranks - 1) / split.ranks
     trained = num_trained(sizes.model, sizes.backbone)
-    updates, cuts = config.objective.num_updates, micro_batches(config, split.ranks)
+    updates = config.objective.num_updates
+    cuts = micro_batches(config, split.ranks, sizes.row)
     if split.stage == 0 or adds_up_whole(sizes):
         terms.put("all-reduce of gradients", 2 * 4 * trained * share * updates, "8 T (R-1)/R")
     elif split.stage == 1:

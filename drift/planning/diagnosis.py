@@ -234,7 +234,7 @@ def memory_needs(
         (
             "training memory",
             training(sizes, objective, optim, rollout),
-            "optim.rows_per_forward, or set model.gradient_checkpointing or model.lora.rank",
+            "optim.tokens_per_forward, or set model.gradient_checkpointing or model.lora.rank",
         ),
     ):
         fits = sum(terms.values()) <= available

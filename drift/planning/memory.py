@@ -215,13 +215,18 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
     return terms
 
 
+def rows_of_forward(optim: OptimConfig, row: int) -> int:
+    """Rows of so many tokens in one learner forward: whole ones, at least one."""
+    return max(1, optim.tokens_per_forward // row)
+
+
 def training(
     sizes: Sizes, objective: ObjectiveConfig, optim: OptimConfig, rollout: RolloutConfig
 ) -> Terms:
     """Bytes on one rank at the end of a forward, when the backward pass begins."""
     model, b, w, split = sizes.model, sizes.backbone, sizes.width, sizes.split
     total, trained = num_parameters(b), num_trained(model, b)
-    tokens = optim.rows_per_forward * sizes.row
+    tokens = rows_of_forward(optim, sizes.row) * sizes.row
     terms = held(sizes, objective, rollout)
     if split.stage < 2:
         terms.put("gradients", 4 * trained, "4 T")
@@ -236,7 +241,7 @@ def training(
     terms.put(
         "activations",
         tokens * layers * per_token,
-        f"rows_per_forward S {'1' if layers == 1 else 'L'} block, {per_token} B",
+        f"tokens_per_forward {'1' if layers == 1 else 'L'} block, {per_token} B",
     )
     terms.put("logits", logits(sizes), "4 chunks of the head")
     if model.gradient_checkpointing:
@@ -244,7 +249,7 @@ def training(
         terms.put(
             "checkpoints",
             tokens * b.num_layers * stream * b.hidden_size,
-            f"rows_per_forward S L D {stream} B",
+            f"tokens_per_forward L D {stream} B",
         )
     if w == 2 and not model.lora.rank and not split.stage:
         terms.put("bfloat16 weights", autocast_copies(sizes), "2 N, autocast's copies")

@@ -55,8 +55,9 @@ class Plan:
         config, objective = self.config, self.config.objective
         rows = cost.rows_of_rank(config, self.sizes.split.ranks)
         rollout = replace(config.rollout, max_rows=min(rows, config.rollout.max_rows))
-        views = rows * cost.num_views(config)
-        optim = replace(config.optim, rows_per_forward=min(views, config.optim.rows_per_forward))
+        tokens = rows * cost.num_views(config) * self.sizes.row
+        most = min(tokens, config.optim.tokens_per_forward)
+        optim = replace(config.optim, tokens_per_forward=most)
         return {
             "rollout": memory.decoding(self.sizes, objective, rollout),
             "backward": memory.training(self.sizes, objective, optim, rollout),

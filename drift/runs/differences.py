@@ -20,6 +20,7 @@ RENAMED = {  # keys of config.yaml, and of params of earlier versions -> as they
     "cluster.name": "cluster",
     **SET_BY_OPTION,
 }
+DROPPED = ("optim.rows_per_forward",)  # of earlier versions; nothing was learned by them
 ONLY_WITH = {  # settings that every option of their group had, and those that have them now
     "rollout.threshold": ("threshold",),
     "rollout.factor": ("factor",),
@@ -68,7 +69,11 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_now(params: Mapping[str, Value]) -> dict[str, Value]:
     """Flat settings under their present names, without what their options no longer have."""
-    known = {RENAMED.get(key, key.removeprefix(CHOSEN)): value for key, value in params.items()}
+    known = {
+        RENAMED.get(key, key.removeprefix(CHOSEN)): value
+        for key, value in params.items()
+        if key not in DROPPED
+    }
 
     def applies(key: str) -> bool:
         option = known.get(key.partition(".")[0])

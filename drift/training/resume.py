@@ -29,7 +29,7 @@ FREE = (  # settings of a run that may change on its way: nothing learns by them
     "output_dir",
     "tracking",
     "rollout.max_rows",
-    "optim.rows_per_forward",
+    "optim.tokens_per_forward",
 )
 
 

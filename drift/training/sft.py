@@ -86,8 +86,9 @@ def sft_step(
     target_N = ids_MS[row_N, position_N]
     hidden_MS = ids_MS.clone()
     hidden_MS[row_N, position_N] = policy.special.mask
-    total, rows, model = 0.0, config.optim.rows_per_forward, engine.model
+    total, model = 0.0, engine.model
     assert model is not None
+    rows = max(1, config.optim.tokens_per_forward // ids_MS.shape[1])
     for first in range(0, batch, rows):
         here_N = (row_N >= first) & (row_N < first + rows)
         part = (hidden_MS[first : first + rows], length_M[first : first + rows])

@@ -144,7 +144,8 @@ def main() -> None:
         model=model, backbone=policy.backbone.config, row=size, on_cpu=options.device == "cpu"
     )
     objective, rollout = ObjectiveConfig(), RolloutConfig()
-    backward = training(sizes, objective, OptimConfig(rows_per_forward=options.rows), rollout)
+    optim = OptimConfig(tokens_per_forward=tokens)
+    backward = training(sizes, objective, optim, rollout)
     step = updating(sizes, objective, rollout)
     row: dict[str, Any] = {
         "rows": options.rows,

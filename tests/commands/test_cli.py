@@ -45,6 +45,12 @@ def test_unknown_option_names_the_near_one(run: Run, tmp_path: Path) -> None:
     says(line, "did you mean rollout.gen_length;", "options", "block_length, ")
 
 
+def test_a_setting_of_an_earlier_version_names_the_one_of_today(run: Run, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, "optim.rows_per_forward=4")
+    assert line.startswith("optim.rows_per_forward: ")
+    says(line, "did you mean optim.tokens_per_forward;")
+
+
 def test_unknown_choice_lists_the_options(run: Run, tmp_path: Path) -> None:
     line = refused(run, tmp_path, "model=lada")
     assert line.startswith("model=lada: ")

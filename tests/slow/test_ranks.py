@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
         (*TWO, "cluster.zero_stage=2"),
         ZERO3,
         (*ZERO3, "rollout.weights=gather"),
-        (*ZERO3, "model.gradient_checkpointing=true", "optim.rows_per_forward=7"),
+        (*ZERO3, "model.gradient_checkpointing=true", "optim.tokens_per_forward=220"),
         (*ZERO3, "cluster.offload_optimizer=true"),
     ],
     ids=["ddp", "zero1", "zero2", "zero3", "gather", "checkpointing", "offload"],

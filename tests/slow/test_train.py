@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_the_batch_on_the_device_changes_nothing_that_is_sampled(run: Run, tmp_path: Path) -> None:
     for rows in (5, 256):
         run("train", *SMALL, "num_steps=1", "tracking=off", f"rollout.max_rows={rows}",
-            f"optim.rows_per_forward={rows}", f"hydra.run.dir=run{rows}")  # fmt: skip
+            f"optim.tokens_per_forward={32 * rows}", f"hydra.run.dir=run{rows}")  # fmt: skip
     few, many = (read_lines(tmp_path / f"run{n}/rollouts/step_000001.jsonl") for n in (5, 256))
     assert few == many
 

@@ -87,7 +87,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "cluster",
     [
-        ("model.gradient_checkpointing=true", "optim.rows_per_forward=7"),
+        ("model.gradient_checkpointing=true", "optim.tokens_per_forward=220"),
         (*TWO, "cluster.zero_stage=0"),
         (*TWO, "cluster.zero_stage=1"),
         (*TWO, "cluster.zero_stage=2"),

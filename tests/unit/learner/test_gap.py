@@ -29,7 +29,7 @@ def measure(policy: Policy, config: RolloutConfig, drift: float = 0.0) -> dict[s
     with torch.no_grad():
         policy.backbone.head.weight *= 1 + drift
     engine = Engine(ClusterConfig(name="local"), Dtype.float32)
-    optim = OptimConfig(lr=1e-3, rows_per_forward=5)
+    optim = OptimConfig(lr=1e-3, tokens_per_forward=5 * 14)
     engine.prepare(policy, optim, 1)
     run = RunConfig(
         model=ModelConfig(name="toy"), rollout=config, optim=optim,

@@ -169,7 +169,7 @@ def learner_gradient(
             return super().step()
 
     engine = Capture(ClusterConfig(name="local"), Dtype.float32)
-    optim = OptimConfig(lr=1e-9, rows_per_forward=7)
+    optim = OptimConfig(lr=1e-9, tokens_per_forward=7 * 5)
     engine.prepare(policy, optim, 1)
     advantages = Advantages(
         values_B=values_B,
@@ -186,12 +186,12 @@ def learner_gradient(
 @pytest.mark.parametrize("masking", MASKINGS, ids=NAMES.name)
 def test_gradient_does_not_depend_on_the_micro_batch(masking: MaskingConfig) -> None:
     norms = []
-    for rows_per_forward in (1, 3, 64):
+    for rows in (1, 3, 64):
         policy = toy()
         rollout = all_answers(left_to_right=True)
         views = build_views(rollout.trace, rollout.rows_B, masking, KEY)
         engine = Engine(ClusterConfig(name="local"), Dtype.float32)
-        optim = OptimConfig(lr=1e-3, rows_per_forward=rows_per_forward)
+        optim = OptimConfig(lr=1e-3, tokens_per_forward=rows * 5)
         engine.prepare(policy, optim, 1)
         values_B = torch.linspace(-1, 1, 64)
         advantages = Advantages(

@@ -134,7 +134,7 @@ def with_head(seed: int = 1) -> Policy:
 
 def settings_of(*overrides: str, rows: int = 3, lr: float = 3e-3) -> RunConfig:
     found = composed(*overrides, "rollout.gen_length=8", "rollout.block_length=4")
-    found.optim = replace(found.optim, lr=lr, rows_per_forward=rows)
+    found.optim = replace(found.optim, lr=lr, tokens_per_forward=rows * 13)
     return found
 
 

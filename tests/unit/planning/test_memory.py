@@ -165,7 +165,7 @@ def test_llada_8b_with_a_replica_and_a_reference_needs_what_is_computed_by_hand(
     b = FAMILIES["llada"].read_config(
         CONFIGS["llada"](vocab=126464, hidden=4096, layers=32, heads=32, kv_heads=32, mlp=12288)
     )
-    sizes, optim = Sizes(model=model, backbone=b, row=512), OptimConfig(rows_per_forward=8)
+    sizes, optim = Sizes(model=model, backbone=b, row=512), OptimConfig(tokens_per_forward=4100)
     rollout = replace(rollout_config(), cache=CacheMode.dual, max_rows=32)
     terms = training(sizes, objective(kl_coef=0.1), optim, rollout)
     assert terms["weights"] == 4 * 8_015_581_184

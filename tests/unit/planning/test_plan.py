@@ -1,6 +1,7 @@
 """What a run is said to need: counted by other means, or by hand."""
 
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.conftest import ROOT, make_policy, objective, rollout_config
 
 B = make_policy("dream").backbone.config
 N = memory.num_parameters(B)
-ALONE = (objective(), OptimConfig(rows_per_forward=8), rollout_config())
+ALONE = (objective(), OptimConfig(tokens_per_forward=96), rollout_config())
 
 
 def sizes(model: ModelConfig | None = None, **split: object) -> Sizes:
@@ -41,7 +42,7 @@ def config(model: ModelConfig | None = None, **changes: object) -> RunConfig:
         masking=CoupledConfig(),
         rollout=replace(rollout_config(), prompts_per_step=4, group_size=4),
         objective=ObjectiveConfig(),
-        optim=OptimConfig(rows_per_forward=4),
+        optim=OptimConfig(tokens_per_forward=50),
     )
     return replace(found, **changes)
 
@@ -208,6 +209,16 @@ def test_traffic_of_each_stage_by_hand() -> None:
         "refresh of the replica": N,
     }
     assert cost.traffic(sizes(), config()) == {}
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(11, 1), (12, 1), (35, 2), (36, 3)])
+def test_a_forward_has_whole_rows_and_at_least_one(tokens: int, rows: int) -> None:
+    optim = OptimConfig(tokens_per_forward=tokens)
+    assert memory.rows_of_forward(optim, row=12) == rows
+    assert cost.micro_batches(config(optim=optim), ranks=2, row=12) == ceil(16 / rows)
+    kept = memory.training(sizes(), objective(), optim, rollout_config())["activations"]
+    per_token = memory.block_activations(sizes().model, B)
+    assert kept == rows * 12 * B.num_layers * per_token
 
 
 def test_gathering_in_rollout_sends_the_blocks_at_every_step() -> None:

@@ -41,6 +41,7 @@ def test_a_run_of_an_earlier_version_has_the_same_settings() -> None:
         "objective": {"policy_loss": "reinforce", "clip_low": 0.2, "bound_share": None},
         "curriculum": {"order": "epoch"},
         "tracking": {"backend": "mlflow"},
+        "optim": {"rows_per_forward": 64},
     }.items():
         before[group] = before[group] | fields
     assert flat_settings(before) == flat_settings(now)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, Trace
-from drift.config.masking import MaskingConfig
+from drift.config.masking import MaskingConfig, ReplayConfig
 from drift.config.objective import ObjectiveConfig, ReinforceConfig
 from drift.config.rollout import RolloutConfig, StaticConfig
+from drift.learner.masking import build_views
+from drift.learner.masking.views import number_of
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
@@ -96,6 +99,7 @@ def make_trace(
     step_BC = torch.tensor(unmask_step)
     canvas_BC = torch.full_like(step_BC, 5) if canvas is None else torch.tensor(canvas)
     return Trace(
+        prompt_length_B=torch.ones(len(step_BC), dtype=torch.int64),
         canvas_BC=canvas_BC,
         unmask_step_BC=step_BC,
         logp_BC=torch.zeros(step_BC.shape) if logp is None else torch.tensor(logp),
@@ -111,6 +115,8 @@ def make_rollout(
     rows = len(trace.canvas_BC)
     examples = [Example(key=str(i), prompt="", fields={}) for i in range(len(prompts))]
     score = Score(reward=0.0, correct=False, answer=None, verdict="wrong")
+    lengths = torch.tensor([len(prompt) for prompt in prompts for _ in range(group_size)])
+    trace = replace(trace, prompt_length_B=lengths[:rows])
     return Rollout(
         prompts=PromptBatch(examples=examples, ids=prompts, first_prompt=0),
         group_size=group_size,
@@ -126,14 +132,49 @@ def make_rollout(
 
 def replay_views(rollout: Rollout) -> MaskedViews:
     """One view for each step of the trace, scoring exactly what was committed there."""
-    step_BC = rollout.trace.unmask_step_BC
-    steps_K11 = torch.arange(int(step_BC.max()) + 1)[:, None, None]
-    scored_KBC = step_BC == steps_K11
+    return build_views(rollout.trace, rollout.rows_B, ReplayConfig(), 0)
+
+
+def planes(views: MaskedViews, num_views: int, size: int) -> dict[str, Tensor]:
+    """Views as [K, B, C] bool: what is hidden, scored, and a candidate."""
+    shape = (num_views, len(views.length_B), size)
+    found = {name: torch.zeros(shape, dtype=torch.bool) for name in ("scored", "candidate")}
+    found["hidden"] = torch.ones(shape, dtype=torch.bool)
+    for state, (row, order) in enumerate(zip(views.row_J, views.order_J, strict=True)):
+        found["hidden"][order, row] = views.hide(torch.tensor([state]))[0]
+    place = (views.order_J[views.state_N], views.row_N, views.column_N)
+    found["candidate"][place] = views.candidate_N
+    found["scored"][place] = ~views.candidate_N
+    return found
+
+
+def dense(value_N: Tensor, views: MaskedViews, num_views: int, size: int) -> Tensor:
+    """A value of each token of the views in its place: [K, B, C], 0 elsewhere."""
+    found = value_N.new_zeros(num_views, len(views.length_B), size)
+    found[views.order_J[views.state_N], views.row_N, views.column_N] = value_N
+    return found
+
+
+def as_views(
+    scored_KBC: Tensor, *, weight_KB: Tensor | None = None, length_B: Tensor | None = None
+) -> MaskedViews:
+    """Views that hide and score what is said, in [K, B, C] bool; every row has K states."""
+    num_views, num_rows, _ = scored_KBC.shape
+    rows_B = torch.arange(num_rows)
+    row_J, order_J = number_of(rows_B, num_views)
+    scored_JC = scored_KBC[order_J, row_J]
+    state_N, column_N = scored_JC.nonzero(as_tuple=True)
     return MaskedViews(
-        hidden_KBC=(step_BC >= steps_K11) | (step_BC < 0),
-        scored_KBC=scored_KBC,
-        candidate_KBC=torch.zeros_like(scored_KBC),
+        row_J=row_J,
+        order_J=order_J,
+        hide=lambda state_M: scored_JC[state_M],
+        state_N=state_N,
+        column_N=column_N,
+        candidate_N=torch.zeros_like(state_N, dtype=torch.bool),
         candidate_min_prob=1.0,
+        length_B=scored_KBC.any(0).sum(1) if length_B is None else length_B,
+        rows_B=rows_B,
+        weight_J=None if weight_KB is None else weight_KB[order_J, row_J],
     )
 
 

@@ -1,5 +1,6 @@
 """The published loss of every preset, written out with loops over completions, views and tokens."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from drift.common.types import MaskedViews, Trace
 from drift.config.commands import RunConfig
+from tests.conftest import planes
 
 GROUP, CANVAS = 4, 6
 
@@ -26,15 +28,20 @@ class Batch:
     value: Tensor  # [K, B, C], with graph
     old_value: Tensor
 
+    @functools.cached_property
+    def scored(self) -> Tensor:
+        """[K, B, C] bool."""
+        return planes(self.views, len(self.logp), CANVAS)["scored"]
+
     @property
     def used(self) -> list[int]:
         return list(range(2 * GROUP))
 
     def length(self, b: int) -> int:
-        return int(self.trace.committed_BC[b].sum())
+        return int(self.views.length_B[b])
 
     def hidden(self, k: int, b: int) -> list[int]:
-        return self.views.scored_KBC[k, b].nonzero()[:, 0].tolist()
+        return self.scored[k, b].nonzero()[:, 0].tolist()
 
     def group(self, b: int) -> Tensor:
         first = b // GROUP * GROUP
@@ -42,7 +49,7 @@ class Batch:
 
     def once(self, logp: Tensor, b: int) -> Tensor:
         """The log-probs of a row's tokens, each of which exactly one view scores."""
-        scored = self.views.scored_KBC[:, b]
+        scored = self.scored[:, b]
         assert (scored.sum(0) == self.trace.committed_BC[b]).all()
         return (logp[:, b] * scored).sum(0)[self.trace.committed_BC[b]]
 
@@ -117,26 +124,6 @@ def gspo(batch: Batch) -> Tensor:
     return -mean(rows)
 
 
-def diffu_grpo(batch: Batch) -> Tensor:
-    """arXiv 2504.12216: GRPO on one-step log-probs, A = R - mean."""
-    return -mean(
-        [
-            token_grpo(batch, b, centered(batch, b), 0.5, 0.5, 0.04) / batch.length(b)
-            for b in batch.used
-        ]
-    )
-
-
-def tracerl(batch: Batch) -> Tensor:
-    """arXiv 2509.06949: PPO on the tokens of each group of steps, over the completion's tokens."""
-    return -mean(
-        [
-            token_grpo(batch, b, standardized(batch, b), 0.2, 0.2, 0.01) / batch.length(b)
-            for b in batch.used
-        ]
-    )
-
-
 def step_estimates(
     steps: list[list[float]], reward: float, gamma: float, gae_lambda: float
 ) -> tuple[list[float], list[list[float]]]:
@@ -163,8 +150,12 @@ def step_estimates(
 
 
 def tracerl_value(batch: Batch) -> Tensor:
-    """arXiv 2509.06949 with a value model, 0.1 of its loss; groups of equal rewards count too."""
-    rows = []
+    """arXiv 2509.06949 with a value model, 0.1 of its loss; groups of equal rewards count too.
+
+    Policy: the mean over groups of steps, the KL to the old policy summed over each. Value: the
+    mean over completions.
+    """
+    rows, states = [], []
     for b in range(len(batch.rewards_B)):
         views = [k for k in range(len(batch.logp)) if batch.hidden(k, b)]
         places = [(k, i) for k in views for i in batch.hidden(k, b)]
@@ -174,35 +165,19 @@ def tracerl_value(batch: Batch) -> Tensor:
         )  # fmt: skip
         wanted = [r for k, r in zip(views, returns, strict=True) for _ in batch.hidden(k, b)]
         flat = [a for step in advantages for a in step]
-        terms = []
+        errors, policies = [], {k: [] for k in views}
         for (k, i), wish, advantage in zip(places, wanted, flat, strict=True):
-            new, old, ref = (x[k, b, i] for x in (batch.logp, batch.old, batch.reference))
+            new, old = batch.logp[k, b, i], batch.old[k, b, i]
             value, before = batch.value[k, b, i], batch.old_value[k, b, i]
             near = torch.maximum(torch.minimum(value, before + 0.2), before - 0.2)
-            error = torch.maximum((value - wish) ** 2, (near - wish) ** 2) / 2
+            errors.append(torch.maximum((value - wish) ** 2, (near - wish) ** 2) / 2)
             policy = clipped((new - old).exp(), torch.tensor(advantage), 0.2, 0.2)
-            terms.append(-policy + 0.01 * k3(new, ref) + 0.1 * error)
-        rows.append(mean(terms))
-    return mean(rows)
-
-
-def coupled_grpo(batch: Batch) -> Tensor:
-    """arXiv 2506.20639: log p of a token = (log p_all + w log p of the view that hides it) / 2."""
-    assert batch.views.weight_KB is not None
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for b in batch.used:
-        u = 1 / (2 * batch.views.weight_KB[1, b].double())
-        for i in batch.hidden(0, b):
-            in_part = i in batch.hidden(1, b)
-            view, weight = (1, 1 / u) if in_part else (2, 1 / (1 - u))
-            new, old, ref = (
-                (x[0, b, i] + weight * x[view, b, i]) / 2
-                for x in (batch.logp, batch.old, batch.reference)
-            )
-            policy = clipped((new - old).exp(), against_others(batch, b), 0.2, 0.2)
-            total = total - policy + 0.01 * k3(new, ref)
-            count += 1
-    return total / count
+            policies[k].append((-policy, k3(new, old)))
+        for terms in policies.values():
+            loss, divergence = (torch.stack(part) for part in zip(*terms, strict=True))
+            states.append(loss.mean() + 0.01 * divergence.sum())
+        rows.append(mean(errors))
+    return mean(states) + 0.1 * mean(rows)
 
 
 def wd1(batch: Batch) -> Tensor:
@@ -237,26 +212,6 @@ def spg(batch: Batch) -> Tensor:
     return total / tokens
 
 
-def exact_elbo(batch: Batch, logp: Tensor, k: int, b: int) -> Tensor:
-    """One draw with a count of hidden tokens uniform over 0..n: (n + 1) / count times their sum."""
-    hidden, n = batch.hidden(k, b), batch.length(b)
-    return (n + 1) / max(len(hidden), 1) * logp[k, b, hidden].sum()
-
-
-def espo(batch: Batch) -> Tensor:
-    """arXiv 2512.03759: rho = exp((L - L_old) / n), KL = (L - L_ref)^2 / 2 over n."""
-    rows = []
-    for b in batch.used:
-        n = batch.length(b)
-        new, old, ref = (
-            (exact_elbo(batch, x, 0, b) + exact_elbo(batch, x, 1, b)) / 2
-            for x in (batch.logp, batch.old, batch.reference)
-        )
-        policy = clipped(((new - old) / n).exp(), against_others(batch, b), 0.2, 0.2)
-        rows.append(-policy + 0.01 * (new - ref) ** 2 / 2 / n)
-    return mean(rows)
-
-
 def stable_drl(batch: Batch) -> Tensor:
     """arXiv 2603.06743: sum_j clip(rho_j) A_j log p_j / sum_j clip(rho_j), the weights constant."""
     groups = []
@@ -273,35 +228,14 @@ def stable_drl(batch: Batch) -> Tensor:
     return mean(groups)
 
 
-def bgpo(batch: Batch) -> Tensor:
-    """arXiv 2510.11683: A >= 0: mean_k (1 + l_k - l_old,k); A < 0: mean_k exp(l_k - l_old,k)."""
-    rows = []
-    for b in batch.used:
-        differences = torch.stack(
-            [
-                (exact_elbo(batch, batch.logp, k, b) - exact_elbo(batch, batch.old, k, b))
-                / batch.length(b)
-                for k in range(len(batch.logp))
-            ]
-        )
-        a = standardized(batch, b)
-        rows.append(-a * ((1 + differences) if a >= 0 else differences.exp()).mean())
-    return mean(rows)
-
-
 FORMULAS: dict[str, Callable[[Batch], Tensor]] = {
     "reinforce": reinforce,
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
     "gspo": gspo,
-    "diffu_grpo": diffu_grpo,
-    "coupled_grpo": coupled_grpo,
     "wd1": wd1,
     "spg": spg,
-    "espo": espo,
     "stable_drl": stable_drl,
-    "bgpo": bgpo,
-    "tracerl": tracerl,
     "tracerl_value": tracerl_value,
 }

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.config.rollout import CacheMode, RolloutConfig, StaticConfig, ThresholdConfig
+from drift.config.rollout import (
+    CacheMode,
+    ConfidenceFrom,
+    RolloutConfig,
+    Schedule,
+    StaticConfig,
+    ThresholdConfig,
+)
 from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 from tests.oracles import rms_norm, rope, swiglu
@@ -100,7 +107,7 @@ def narrowed(probs: Tensor, config: RolloutConfig, stop: tuple[int, ...]) -> Ten
     probs = probs.clone()
     if config.suppress_end == EndSuppression.token:
         probs[list(stop)] = 0
-    if config.temperature == 0:
+    if config.temperature == 0 and config.confidence_from == ConfidenceFrom.network:
         return probs
     order = sorted(range(len(probs)), key=lambda v: (-float(probs[v]), v))
     order = order[: config.top_k] if config.top_k else order
@@ -114,12 +121,12 @@ def narrowed(probs: Tensor, config: RolloutConfig, stop: tuple[int, ...]) -> Ten
     return out
 
 
-def confidence_of(plain: Tensor, token: int, config: RolloutConfig, stop: tuple[int, ...]) -> float:
+def confidence_of(probs: Tensor, token: int, config: RolloutConfig, stop: tuple[int, ...]) -> float:
     if config.suppress_end == EndSuppression.commit and token in stop:
         return -1e9
     if config.confidence == "probability":
-        return float(plain[token])
-    best = sorted(plain.tolist(), reverse=True)
+        return float(probs[token])
+    best = sorted(probs.tolist(), reverse=True)
     if config.confidence == "margin":
         return best[0] - best[1]
     return sum(p * math.log(p) for p in best if p > 0)
@@ -127,10 +134,14 @@ def confidence_of(plain: Tensor, token: int, config: RolloutConfig, stop: tuple[
 
 def chosen_positions(sure: dict[int, float], steps_left: int, config: RolloutConfig) -> list[int]:
     best_first = sorted(sure, key=lambda i: (-sure[i], i))
-    if isinstance(config, StaticConfig):
+    if isinstance(config, StaticConfig) and config.schedule == Schedule.equal:
         return best_first[: math.ceil(len(sure) / steps_left)]
     if steps_left == 1:
         return best_first
+    if isinstance(config, StaticConfig):
+        steps = config.steps * config.block_length // config.gen_length
+        t, s = (1 - (1 - 1e-3) * (steps - left) / steps for left in (steps_left, steps_left - 1))
+        return best_first[: int(len(sure) * (1 - s / t))]
     if isinstance(config, ThresholdConfig):
         assert config.threshold is not None
         return [i for i in best_first if sure[i] >= config.threshold] or best_first[:1]
@@ -174,7 +185,10 @@ def plain_decode(
                     noise = rng.uniform(key, *(torch.tensor(c) for c in (row, step, i)))
                     tokens[i] = int((choice.cumsum(0) < noise * choice.sum()).sum())
                 logps[i] = math.log(used[tokens[i]])
-                sure[i] = confidence_of(row_logits.softmax(-1), tokens[i], config, stop)
+                probs = row_logits.softmax(-1)
+                if config.confidence_from == ConfidenceFrom.drawn:
+                    probs = choice / choice.sum()
+                sure[i] = confidence_of(probs, tokens[i], config, stop)
                 if config.position_temperature or config.confidence == "random":
                     counters = (row, step, i, 1)
                     noise = float(rng.uniform(key, *(torch.tensor(c) for c in counters)))

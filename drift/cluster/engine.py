@@ -214,8 +214,11 @@ class Engine:
         else:
             self.accelerator.backward(loss)
 
-    def step(self) -> float:
+    def step(self, scale: float = 1.0) -> float:
         """Clip, update, advance the schedule; returns the gradient's norm before clipping.
+
+        Args:
+            scale: multiplies the gradient first.
 
         Raises:
             TrainingError: the norm is not finite; what the run has saved is whole.
@@ -223,10 +226,13 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_ratio"]
         if self.stage:
-            self.model.step()
+            with zero.scaled(self.optimizer.optimizer, scale):
+                self.model.step()
             norm = float(self.model.get_global_grad_norm())
         else:
-            limit, parameters = self.optim.max_grad_norm, self.model.parameters()
+            limit, parameters = self.optim.max_grad_norm, list(self.model.parameters())
+            if scale != 1:
+                torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
             clipped = self.accelerator.clip_grad_norm_(parameters, limit)
             assert clipped is not None
             norm = float(clipped)

@@ -134,6 +134,24 @@ def is_split(parameter: Any) -> bool:
     return bool(is_zero_param(parameter))
 
 
+@contextmanager
+def scaled(optimizer: Any, scale: float) -> Iterator[None]:
+    """Take the step inside the block on `scale` times the gradient."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    if isinstance(optimizer, BF16_Optimizer):
+        if scale != 1:
+            for gradient in optimizer.fp32_groups_gradients_flat:
+                gradient.mul_(scale)
+        yield
+        return
+    optimizer.loss_scale = 1 / scale  # the step divides the gradient and its norm by it
+    try:
+        yield
+    finally:
+        optimizer.loss_scale = 1.0
+
+
 def start_moments(optimizer: Any) -> None:
     """Make AdamW's state now, as zeros: it can then be loaded, and no memory is missing later.
 

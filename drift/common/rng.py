@@ -26,6 +26,14 @@ def stream(seed: int, purpose: str, *counters: int) -> int:
     return _signed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
+def streams(
+    seed: int, purpose: str, count: int, device: torch.device | str | None = None
+) -> Tensor:
+    """The keys `stream(seed, purpose, 0)` to `stream(seed, purpose, count - 1)`: [count] int64."""
+    keys = [stream(seed, purpose, i) for i in range(count)]
+    return torch.tensor(keys, dtype=torch.int64, device=device)
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -36,17 +44,18 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def uniform(key: int, *counters: Tensor) -> Tensor:
+def uniform(key: int | Tensor, *counters: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), one for each element of the broadcast counters.
 
     Args:
-        key: from `stream`.
+        key: from `stream`; or int64 keys that broadcast with the counters.
         counters: int64 tensors that broadcast together, for example rows [B, 1], positions [C].
 
     Returns:
         float64 tensor of the broadcast shape; depends on nothing but key and counters.
     """
-    state = torch.full((), key, dtype=torch.int64, device=counters[0].device)
+    device = counters[0].device
+    state = torch.as_tensor(key, dtype=torch.int64, device=device)
     for counter in counters:
         state = _mix(state + _GOLDEN + counter.long() * _MIX_2)
     return (_shift_right(_mix(state + _GOLDEN), 11).double() + 0.5) * 2.0**-53

@@ -9,7 +9,8 @@
 | C | canvas (completion) length |
 | S | a row: prompt + canvas, contiguous from position 0, padded at the end |
 | K | views of a completion |
-| M | the view-rows of one learner forward |
+| J | states: the views of all rows, a row's adjacent |
+| M | the states, or rows, of one network forward |
 | N | tokens chosen from a batch |
 | V | vocabulary |
 | D | width of the network |
@@ -17,10 +18,20 @@
 A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 import torch
 from torch import Tensor
+
+from drift.common import rng
+
+
+def distinct(value_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values in ascending order, and the place among them of each of the N."""
+    found = torch.unique(value_N, return_inverse=True)  # pyright: ignore
+    return cast("tuple[Tensor, Tensor]", found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +79,11 @@ class Trace:
     """What the sampler did on B canvases, enough to replay it token by token.
 
     One row, canvas of 4, block of 2, where `</s>` (2) ended the row in the second block:
-    Trace(canvas_BC=[[7, 8, 9, 2]], unmask_step_BC=[[1, 0, 2, 2]],
+    Trace(prompt_length_B=[3], canvas_BC=[[7, 8, 9, 2]], unmask_step_BC=[[1, 0, 2, 2]],
           logp_BC=[[-0.1, -0.3, -0.2, 0.0]], length_B=[4], finished_B=[True], nfe_B=[3])
     """
+
+    prompt_length_B: Tensor  # int64; the canvas begins at this position of the row
 
     canvas_BC: Tensor  # int64; the mask id where nothing was committed
     unmask_step_BC: Tensor  # int64; the row's own step that committed the token, -1 = never
@@ -140,35 +153,79 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedViews:
-    """K views of each row: what is hidden from the network and which hidden tokens are scored.
+    """J states, which are the views of B rows, and N tokens to score in them.
 
-    Two tokens, two views: view 0 hides both and scores the first, view 1 hides and scores the
-    second: MaskedViews(hidden_KBC=[[[1, 1]], [[0, 1]]], scored_KBC=[[[1, 0]], [[0, 1]]],
-    candidate_KBC=[[[0, 1]], [[0, 0]]], candidate_min_prob=0.6)
+    What a state hides is computed by `hide` when a forward needs it and is never stored, so the
+    memory grows with the scored tokens alone. One row of two tokens, two views: the first hides
+    both tokens and scores the first one, the second hides and scores the second one:
+    MaskedViews(row_J=[0, 0], order_J=[0, 1], hide=..., state_N=[0, 1], column_N=[0, 1],
+                candidate_N=[False, False], candidate_min_prob=1.0, length_B=[2], rows_B=[0])
     """
 
-    hidden_KBC: Tensor  # bool; shown to the network as the mask token
-    scored_KBC: Tensor  # bool; subset of hidden and of the committed tokens
-    candidate_KBC: Tensor  # bool; scored too if the old policy gives it candidate_min_prob
+    row_J: Tensor  # int64, ascending; which of the B rows
+    order_J: Tensor  # int64; the state's number among those of its row
+    hide: Callable[[Tensor], Tensor]  # states [M] -> [M, C] bool: shown as the mask token
+    state_N: Tensor  # int64, ascending; which of the J states scores the token
+    column_N: Tensor  # int64; the token's column in the canvas, hidden in its state
+    candidate_N: Tensor  # bool; scored only if the policy gives it candidate_min_prob
     candidate_min_prob: float
-    # [K, B] float32: sum over views of weight * (log-probs of the scored tokens) stands for the
+    length_B: Tensor  # int64; tokens of the row that may be scored
+    rows_B: Tensor  # int64; numbers that name the rows in the random numbers
+    # [J] float32: sum over views of weight * (log-probs of the scored tokens) stands for the
     # row's log-likelihood: elbo and quadrature estimate its ELBO, coupled_ratio and block count as
     # their published code does. None: scored tokens count alike, their mean stands for it per token
-    weight_KB: Tensor | None = None
-    prompt_mask_prob: float = 0.0  # of each prompt token, in each view, to be shown as the mask
-    prompt_key: int = 0  # of the random numbers of the prompt masks
+    weight_J: Tensor | None = None
+    prompt_mask_prob: float = 0.0  # of each prompt token, in each state, to be shown as the mask
+    key: int = 0  # of the random numbers of prompt masks and mini-batches
+
+    @property
+    def row_N(self) -> Tensor:
+        """[N] int64: the row of each token."""
+        return self.row_J[self.state_N]
+
+    def keep(self, kept_N: Tensor) -> "MaskedViews":
+        """The same states with some of the tokens: kept_N [N] bool."""
+        return replace(
+            self,
+            state_N=self.state_N[kept_N],
+            column_N=self.column_N[kept_N],
+            candidate_N=self.candidate_N[kept_N],
+        )
+
+    def hide_prompt(self, state_M: Tensor, length: int) -> Tensor | None:
+        """Prompt tokens that are shown as the mask token: [M, length] bool; None: none.
+
+        Each one is hidden with `prompt_mask_prob` in each state (d1, arXiv 2504.12216), the chat
+        template's tokens like the others.
+        """
+        if self.prompt_mask_prob == 0:
+            return None
+        noise_ML = rng.uniform(
+            rng.stream(self.key, "prompt"),
+            self.order_J[state_M][:, None],
+            self.rows_B[self.row_J[state_M]][:, None],
+            torch.arange(length, device=state_M.device),
+        )
+        return noise_ML < self.prompt_mask_prob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogps:
-    """Log-probs of the canvas tokens under one policy on the given views.
+    """Log-probs of the N tokens of some views under one policy.
 
-    TokenLogps(logp_KBC=[[[-0.7, 0.0]]], entropy_KBC=[[[0.9, 0.0]]]): the second was not asked for.
+    TokenLogps(logp_N=[-0.7], entropy_N=[0.9])
     """
 
-    logp_KBC: Tensor  # float32; 0 where not asked for
-    entropy_KBC: Tensor  # float32, nats; 0 where not asked for
-    value_KBC: Tensor | None = None  # float32; of the value head, where the policy has one
+    logp_N: Tensor  # float32
+    entropy_N: Tensor  # float32, nats
+    value_N: Tensor | None = None  # float32; of the value head, where the policy has one
+
+    def keep(self, kept_N: Tensor) -> "TokenLogps":
+        """Some of the tokens: kept_N [N] bool."""
+        value_N = None if self.value_N is None else self.value_N[kept_N]
+        return TokenLogps(
+            logp_N=self.logp_N[kept_N], entropy_N=self.entropy_N[kept_N], value_N=value_N
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ from drift.config.objective import (
     ClippedConfig,
     Importance,
     KLEstimator,
+    KLReduction,
+    KLReference,
     Level,
     Normalization,
     ObjectiveConfig,
@@ -49,6 +51,7 @@ from drift.config.rollout import (
     CONFIDENCE_NAMES,
     ROLLOUTS,
     CacheMode,
+    ConfidenceFrom,
     RolloutConfig,
     RolloutWeights,
     StaticConfig,
@@ -130,6 +133,11 @@ def _remasking(rollout: RolloutConfig) -> Iterator[str]:
     if reason := CONFIDENCE_NAMES.refused(rollout.confidence):
         yield reason
         return
+    if rollout.confidence == "random" and rollout.confidence_from != ConfidenceFrom.network:
+        yield (
+            f"rollout.confidence_from={rollout.confidence_from} does not apply to "
+            "rollout.confidence=random, which draws the order; leave it network"
+        )
     if isinstance(rollout, StaticConfig):
         return
     confidence, rule = rollout.confidence, f"rollout={ROLLOUTS.name(rollout)}"
@@ -309,6 +317,14 @@ def masking_problems(config: RunConfig) -> Iterator[str]:
             f"masking.num_views={masking.num_views} must be even for "
             "masking.times=antithetic: a view and its complement"
         )
+    if isinstance(masking, ElboConfig) and masking.least_count:
+        if not masking.exact_count:
+            yield "masking.least_count=1 applies to masking.exact_count=true only"
+        if masking.times == Times.antithetic:
+            yield (
+                "masking.least_count=1 does not go with masking.times=antithetic, where a "
+                "complement can be empty; use stratified or independent, or least_count=0"
+            )
     if isinstance(masking, BlockConfig) and config.rollout.gen_length % masking.block_length:
         yield (
             f"masking.block_length={masking.block_length} must divide "
@@ -337,12 +353,13 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
             f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
             "completion with; use 2 or more"
         )
-    if not objective.has_ratio and objective.num_updates > 1:
-        yield (
-            f"objective.num_updates={objective.num_updates} needs a ratio to the old policy, which "
-            f"objective={OBJECTIVES.name(objective)} has not; "
-            "use objective=ppo_clip or objective.num_updates=1"
-        )
+    for key in ("num_updates", "num_minibatches"):
+        if not objective.has_ratio and setting(objective, key) != 1:
+            yield (
+                f"objective.{key}={setting(objective, key)} needs a ratio to the old policy, which "
+                f"objective={OBJECTIVES.name(objective)} has not; "
+                f"use objective=ppo_clip or objective.{key}=1"
+            )
     cap = objective.importance_cap
     if objective.importance != Importance.none:
         yield from _importance(config)
@@ -357,6 +374,8 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
             "use a value above 0, for example 1"
         )
     yield from _level(config)
+    yield from _by_view(config)
+    yield from _reference(config)
     yield from _views(config)
     yield from _value(config)
 
@@ -366,19 +385,25 @@ def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
     num_updates = config.num_steps
     if isinstance(config, RunConfig):
         objective, default = config.objective, ClippedConfig()
-        num_updates *= objective.num_updates
-        if isinstance(objective, ClippedConfig) and objective.num_updates == 1:
+        num_updates *= objective.num_steps
+        if config.masking.redraw and objective.num_updates == 1:
+            yield "masking.redraw=true changes nothing at objective.num_updates=1"
+        if objective.kl_reference == KLReference.before and objective.num_steps == 1:
+            yield (
+                "objective.kl_reference=before changes nothing at objective.num_updates=1: the "
+                "only optimizer step begins where the KL and its gradient are 0"
+            )
+        if isinstance(objective, ClippedConfig) and objective.num_steps == 1:
             clips = (objective.clip_low, objective.clip_high)
             if clips != (default.clip_low, default.clip_high):
                 yield (
                     f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
                     "objective.num_updates=1: the only update begins where the ratio is 1"
                 )
-        if objective.kl_coef == 0 and objective.kl_estimator != default.kl_estimator:
-            yield (
-                f"objective.kl_estimator={objective.kl_estimator} changes nothing at "
-                "objective.kl_coef=0"
-            )
+        for key in ("kl_estimator", "kl_reduction", "kl_reference"):
+            value = setting(objective, key)
+            if objective.kl_coef == 0 and value != setting(default, key):
+                yield f"objective.{key}={value} changes nothing at objective.kl_coef=0"
     if config.optim.warmup_steps >= num_updates:
         yield (
             f"optim.warmup_steps={config.optim.warmup_steps}: the run ends within the warm-up, "
@@ -443,6 +468,50 @@ def _level(config: RunConfig) -> Iterator[str]:
             f"objective.normalization={objective.normalization} does not apply to "
             "objective=self_normalized, which normalizes each group itself; use sample"
         )
+
+
+def _by_view(config: RunConfig) -> Iterator[str]:
+    """What counts views apart."""
+    objective, masking = config.objective, config.masking
+    by_view = objective.normalization in (Normalization.view, Normalization.view_token)
+    if by_view and objective.level != Level.view:
+        yield (
+            f"objective.normalization={objective.normalization} counts views apart, which "
+            f"objective.level={objective.level} adds up; use normalization=sample or level=view"
+        )
+    weighted = isinstance(masking, (*TIMES, CoupledRatioConfig))
+    alone = objective.normalization == Normalization.view and not weighted
+    if objective.num_minibatches > 1 and (not alone or objective.level != Level.view):
+        yield (
+            f"objective.num_minibatches={objective.num_minibatches} cuts the views of a completion "
+            "apart; use objective.normalization=view, objective.level=view and a masking "
+            "whose views have no weights, or num_minibatches=1"
+        )
+    if objective.kl_reduction == KLReduction.sum and not alone:
+        yield (
+            "objective.kl_reduction=sum adds up the KL of a view; use "
+            "objective.normalization=view and a masking whose views have no weights, or "
+            "kl_reduction=mean"
+        )
+
+
+def _reference(config: RunConfig) -> Iterator[str]:
+    """What the KL is to."""
+    objective, default = config.objective, ObjectiveConfig()
+    if objective.kl_reference == KLReference.follow:
+        if config.model.lora.rank:
+            yield (
+                "objective.kl_reference=follow needs a reference of its own, but with "
+                f"model.lora.rank={config.model.lora.rank} the reference is the adapter's base; "
+                "use start or before"
+            )
+        return
+    for key in ("follow_every", "follow_share"):
+        if setting(objective, key) != setting(default, key):
+            yield (
+                f"objective.{key}={setting(objective, key)} applies to "
+                "objective.kl_reference=follow only; remove it or set kl_reference=follow"
+            )
 
 
 def _views(config: RunConfig) -> Iterator[str]:

@@ -182,6 +182,8 @@ class ToyConfig:
     # multiplies the head's random weights: how sure the network is
     sharpness: float = positive(2.0)
     fit_steps: int = not_negative(100)  # of training on random answers; 0 = random weights
+    # the reward reads the words up to the first stop token, as a task's does; else all of them
+    until_stop: bool = False
 
 
 @dataclass

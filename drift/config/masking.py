@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
-from drift.config.bounds import not_negative, positive, share
+from drift.config.bounds import between, not_negative, positive, share
 from drift.config.registry import Registry
 
 
@@ -17,8 +17,17 @@ class Times(StrEnum):
     stratified = "stratified"  # one in each of K equal parts of (0, 1)
 
 
+class Tail(StrEnum):
+    """What was committed after the first stop token, in the same block."""
+
+    sampled = "sampled"  # is scored like other tokens, since the sampler drew it
+    exclude = "exclude"  # is not scored and does not count in the weights of steps
+
+
 @dataclass
 class MaskingConfig:
+    tail: Tail = Tail.sampled  # of the tokens after the first stop token
+    redraw: bool = False  # new views for each of objective.num_updates
     # of each prompt token, in each view, to be hidden too
     prompt_mask_prob: float = share(0.0, one=False)
 
@@ -78,6 +87,8 @@ class ElboConfig(MaskingConfig):
     num_views: int = positive(4)  # draws of t
     times: Times = Times.stratified  # how they are drawn together
     exact_count: bool = False  # hide a fixed number of tokens, not each with probability t
+    # of exact_count: the number is uniform from here to n; 1 hides something in every view
+    least_count: int = between(0, 0, 1)
 
 
 @dataclass

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
-from drift.config.bounds import above, not_negative, positive, share
+from drift.config.bounds import above, at_least, not_negative, positive, share
 from drift.config.registry import Registry
 
 
 class AdvantageEstimator(StrEnum):
     group_normalized = "group_normalized"  # minus the group's mean, over its std (GRPO)
+    z_score = "z_score"  # the same with the population's std, without a floor (TraceRL)
     group_centered = "group_centered"  # minus the group's mean (Dr. GRPO)
     leave_one_out = "leave_one_out"  # minus the mean of the others (RLOO)
     softmax = "softmax"  # softmax(A) - softmax(-A) over the group (wd1)
@@ -30,11 +31,26 @@ class KLEstimator(StrEnum):
     k3 = "k3"  # q / p - 1 - log(q / p)
 
 
+class KLReference(StrEnum):
+    """The policy that the KL is to."""
+
+    start = "start"  # the start of the run
+    before = "before"  # the policy before this rollout's updates
+    follow = "follow"  # the start, moved towards the policy every `follow_every` optimizer steps
+
+
+class KLReduction(StrEnum):
+    mean = "mean"  # over the tokens that the normalization takes the mean of
+    sum = "sum"  # over the tokens of a view
+
+
 class Normalization(StrEnum):
     token = "token"  # mean over the scored tokens of the batch
     sample = "sample"  # mean over completions of their means
     sequence = "sequence"  # mean over completions of their sums
     canvas = "canvas"  # the same, over rollout.gen_length
+    view = "view"  # mean over views of their means
+    view_token = "view_token"  # mean over the tokens of all k-th views, then over k
 
 
 class RewardControl(StrEnum):
@@ -71,17 +87,33 @@ class ObjectiveConfig:
     has_ratio: ClassVar[bool] = True
 
     level: Level = Level.view  # whose log-prob the policy loss is a function of
-    num_updates: int = positive(1)  # optimizer steps on one rollout
+    num_updates: int = positive(1)  # passes over one rollout, each with its optimizer steps
+    # parts of the views of a rollout, an optimizer step for each
+    num_minibatches: int = positive(1)
     advantage: AdvantageEstimator = AdvantageEstimator.group_normalized  # from rewards
     value: ValueConfig = field(default_factory=ValueConfig)
     normalization: Normalization = Normalization.sample  # what a token counts in the loss
-    # of the KL to the start of the run; 0: no reference model is loaded
+    # of the KL to the reference; 0: no reference model is loaded
     kl_coef: float = not_negative(0.0, finite=True)
     kl_estimator: KLEstimator = KLEstimator.k3  # p the policy, q the reference
+    kl_reduction: KLReduction = KLReduction.mean  # of the KL over tokens
+    kl_reference: KLReference = KLReference.start  # q
+    follow_every: int = positive(64)  # optimizer steps between two moves of a following reference
+    follow_share: float = share(0.6, zero=False)  # of the policy in the moved reference
     entropy_coef: float = not_negative(0.0, finite=True)  # of the entropy, which is rewarded
     importance: Importance = Importance.none  # p_policy / p_sampler as a weight of each token
     importance_cap: float = positive(2.0)  # the most that a token counts
     reward_control: RewardControl = RewardControl.none  # for a run that must not learn
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.num_updates * self.num_minibatches
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the KL is to a model beside the policy, or to its base."""
+        return self.kl_coef != 0 and self.kl_reference != KLReference.before
 
 
 @dataclass
@@ -94,6 +126,14 @@ class ClippedConfig(ObjectiveConfig):
 
 
 @dataclass
+class DualClippedConfig(ClippedConfig):
+    """The same, where A < 0 from above too (dual-clip PPO, arXiv 1912.09729)."""
+
+    # where A < 0 the ratio counts as clip_dual at most; null: without a limit
+    clip_dual: float | None = above(None, 1)
+
+
+@dataclass
 class ReinforceConfig(ObjectiveConfig):
     """-A log p."""
 
@@ -101,7 +141,7 @@ class ReinforceConfig(ObjectiveConfig):
 
 
 @dataclass
-class PpoClipConfig(ClippedConfig):
+class PpoClipConfig(DualClippedConfig):
     """The ratio to the old policy times A, clipped."""
 
     levels: ClassVar[tuple[Level, ...]] = (Level.view, Level.token, Level.sequence)
@@ -115,13 +155,13 @@ class SandwichConfig(ObjectiveConfig):
     has_ratio: ClassVar[bool] = False
 
     level: Level = Level.sequence  # no other
-    bound_exponent: float = above(1.5, 1)  # beta of the upper bound
+    bound_exponent: float = at_least(1.5, 1)  # beta of the upper bound
     bound_share: float = share(0.5)  # of the upper bound for bad answers; 0 = the lower alone
 
 
 @dataclass
-class BoundaryConfig(ObjectiveConfig):
-    """A bound of the ratio that is a sum over views (BGPO, arXiv 2510.11683)."""
+class BoundaryConfig(DualClippedConfig):
+    """A bound of the ratio that is a sum over views, clipped in each (BGPO, arXiv 2510.11683)."""
 
     levels: ClassVar[tuple[Level, ...]] = (Level.sequence,)
 

@@ -16,6 +16,16 @@ class CacheMode(StrEnum):
     dual = "dual"  # the block alone is recomputed
 
 
+class ConfidenceFrom(StrEnum):
+    network = "network"  # its softmax at temperature 1
+    drawn = "drawn"  # tempered and narrowed, as the token is drawn
+
+
+class Schedule(StrEnum):
+    equal = "equal"  # an equal share of what is left
+    dream = "dream"  # Dream's: a little later, a step may commit nothing
+
+
 class RolloutWeights(StrEnum):
     auto = "auto"  # shared; replica where ZeRO-3 splits the weights
     shared = "shared"  # the trained ones
@@ -28,6 +38,7 @@ class RolloutConfig:
     """What every rule of remasking has: which drawn tokens a denoising step commits."""
 
     confidence: str = "probability"  # what makes a token sure
+    confidence_from: ConfidenceFrom = ConfidenceFrom.network  # in which distribution
     prompts_per_step: int = positive(32)  # of a step, over all ranks
     group_size: int = positive(8)  # completions of one prompt
     gen_length: int = positive(MISSING)  # tokens of the canvas: the most that a completion has
@@ -49,10 +60,17 @@ class RolloutConfig:
     compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
     max_rows: int = positive(256)  # rows decoded at the same time on one rank
 
+    @property
+    def steps_of_block(self) -> int:
+        """Denoising steps for each block: the most that are taken."""
+        return self.steps * self.block_length // self.gen_length
+
 
 @dataclass
 class StaticConfig(RolloutConfig):
     """The same number of tokens each step."""
+
+    schedule: Schedule = Schedule.equal  # how many tokens each step commits
 
 
 @dataclass

@@ -51,6 +51,19 @@ def group_normalized(rewards_B: Tensor, group_size: int) -> Tensor:
     return (group_centered(rewards_B, group_size).view(-1, group_size) / std_P1).flatten()
 
 
+def z_score(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Reward minus its group's mean, over the group's population std; 0 where all are equal.
+
+    TraceRL (the code of arXiv 2509.06949). Arguments, return and errors as `group_centered`.
+    """
+    rewards_PG = _groups(rewards_B, group_size)
+    std_P1 = rewards_PG.std(1, keepdim=True, correction=0)
+    centered_PG = group_centered(rewards_B, group_size).view(-1, group_size)
+    # the std of equal rewards may be a rounding error
+    varied_P1 = spread(rewards_B, group_size)[:, None] > SAME_REWARD
+    return torch.where(varied_P1, centered_PG / std_P1, 0.0).flatten()
+
+
 def leave_one_out(rewards_B: Tensor, group_size: int) -> Tensor:
     """Reward minus the mean of the others of its group (RLOO, arXiv 2402.14740).
 
@@ -79,6 +92,7 @@ def _of_end(rewards_B: Tensor, group_size: int) -> Tensor:
 ESTIMATORS: dict[AdvantageEstimator, Callable[[Tensor, int], Tensor]] = {
     AdvantageEstimator.group_centered: group_centered,
     AdvantageEstimator.group_normalized: group_normalized,
+    AdvantageEstimator.z_score: z_score,
     AdvantageEstimator.leave_one_out: leave_one_out,
     AdvantageEstimator.softmax: softmax,
     AdvantageEstimator.gae: _of_end,

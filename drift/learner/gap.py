@@ -14,7 +14,8 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config.commands import RunConfig
-from drift.learner.likelihood import longest_row, micro_batches, pad_batches, token_logps
+from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.masking.states import at_steps
 from drift.learner.objective import k3
 from drift.policy.base import Policy
 
@@ -23,19 +24,20 @@ WARN_KL = 0.02  # nats a token: beyond it, clipped ratios of 0.2 no longer mean 
 log = logging.getLogger("drift")
 
 
-def one_state_each(rollout: Rollout, key: int) -> tuple[Tensor, Tensor]:
-    """A random step of some rows: what the sampler saw then as masked, and what it committed.
+def one_state_each(rollout: Rollout, key: int) -> MaskedViews:
+    """A random state of each row, as the sampler saw it; what was committed there is scored.
 
-    Returns:
-        hidden and committed, both [1, B, C] bool; nothing is committed in rows that are left out.
+    Of the states where something was committed. Nothing is scored in rows that are left out.
     """
-    trace, device = rollout.trace, rollout.rows_B.device
-    step_B1 = (rng.uniform(key, rollout.rows_B) * trace.nfe_B).long()[:, None]
-    num_rows = len(step_B1)
-    every = -(-num_rows // MAX_ROWS)
-    measured_B = torch.arange(num_rows, device=device) % every == 0
-    hidden_BC, committed_BC = trace.state(step_B1)
-    return hidden_BC[None], (committed_BC & measured_B[:, None])[None]
+    trace, rows_B = rollout.trace, rollout.rows_B
+    sorted_BC = trace.unmask_step_BC.sort(1).values
+    new_BC = sorted_BC.diff(dim=1, prepend=torch.full_like(sorted_BC[:, :1], -1)) > 0
+    nth_B = (rng.uniform(key, rows_B) * new_BC.sum(1)).long()
+    place_B1 = (new_BC.cumsum(1) > nth_B[:, None]).int().argmax(1, keepdim=True)
+    step_J = sorted_BC.gather(1, place_B1)[:, 0]
+    views = at_steps(trace, rows_B, trace.committed_BC, step_J, own=True)
+    every = -(-len(rows_B) // MAX_ROWS)
+    return views.keep(views.row_N % max(every, 1) == 0)
 
 
 def sampler_gap(
@@ -51,13 +53,12 @@ def sampler_gap(
         gap/kl in nats a token, gap/ess from 0 to 1.
     """
     assert engine.model is not None
-    hidden_1BC, committed_1BC = one_state_each(rollout, key)
-    rows = max(1, config.optim.tokens_per_forward // longest_row(rollout))
-    batches = micro_batches(rollout, hidden_1BC, committed_1BC, policy.special, rows)
-    pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
-    found = token_logps(engine.model, batches, committed_1BC.shape, rollout.temperature)
-    policy_N = found.logp_KBC[committed_1BC].double()
-    sampler_N = rollout.trace.logp_BC[committed_1BC[0]].double()
+    views = one_state_each(rollout, key)
+    batches = MicroBatches(rollout, views, policy.special, config.optim.tokens_per_forward)
+    batches.pad(int(engine.max(len(batches))))
+    found = token_logps(engine.model, batches, rollout.temperature)
+    policy_N = found.logp_N.double()
+    sampler_N = rollout.trace.logp_BC[views.row_N, views.column_N].double()
     ratio_N = (policy_N - sampler_N).exp()
     total = engine.sum(
         {
@@ -82,9 +83,10 @@ def warn_of_gap(kl: float) -> None:
 
 
 def importance_weights(views: MaskedViews, old: TokenLogps, rollout: Rollout, cap: float) -> Tensor:
-    """min(p_old / p_sampler, cap) of each scored token: [K, B, C] (truncated importance sampling).
+    """min(p_old / p_sampler, cap) of each scored token: [N] (truncated importance sampling).
 
     Only where the view is the state in which the sampler committed the token; 1 elsewhere.
     """
-    ratio_KBC = (old.logp_KBC - rollout.trace.logp_BC).exp().clamp(max=cap)
-    return torch.where(views.scored_KBC, ratio_KBC, 1.0)
+    sampler_N = rollout.trace.logp_BC[views.row_N, views.column_N]
+    ratio_N = (old.logp_N - sampler_N).exp().clamp(max=cap)
+    return torch.where(views.candidate_N, 1.0, ratio_N)

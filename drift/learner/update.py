@@ -4,24 +4,46 @@ from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from drift.cluster.engine import Engine
-from drift.common.types import Advantages, LossOutput, MaskedViews, Rollout, StepReport, TokenLogps
+from drift.common import rng
+from drift.common.types import (
+    Advantages,
+    LossOutput,
+    MaskedViews,
+    Rollout,
+    StepReport,
+    TokenLogps,
+)
 from drift.config.commands import RunConfig
-from drift.config.objective import Importance, Level, Normalization, ObjectiveConfig
+from drift.config.objective import (
+    Importance,
+    KLReduction,
+    KLReference,
+    Level,
+    Normalization,
+    ObjectiveConfig,
+)
 from drift.learner.gap import importance_weights
 from drift.learner.likelihood import (
     MicroBatch,
+    MicroBatches,
     asks_old,
-    longest_row,
-    micro_batches,
-    pad_batches,
+    row_tokens,
     score,
     token_logps,
 )
-from drift.learner.masking import prompt_masks
-from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.learner.objective import (
+    Counts,
+    ScoredTokens,
+    Weights,
+    kl_weights,
+    local_counts,
+    policy_objective,
+    weigh,
+)
 from drift.learner.sequence_objective import ScoredRows, row_gradient, surrogate
 from drift.learner.value import (
     ValueTargets,
@@ -34,66 +56,62 @@ from drift.learner.value import (
 from drift.policy.base import Policy
 from drift.policy.lora import adapter_off
 
+SCORED = "masking/scored_tokens"
 
-def settle_scored(views: MaskedViews, old: TokenLogps | None) -> Tensor:
-    """The tokens that the loss scores: the views' own, and the candidates likely enough: [K,B,C].
 
-    A candidate counts if the old policy gives it at least `candidate_min_prob` in its view; the
-    set is fixed before the first update, so that every update has the same denominators.
+def likely(views: MaskedViews, logp_N: Tensor) -> Tensor:
+    """The tokens that the loss scores: those of the views, and candidates likely enough: [N] bool.
+
+    A candidate counts if the policy gives it at least `candidate_min_prob` in its view.
     """
-    if old is None:
-        return views.scored_KBC
-    likely_KBC = old.logp_KBC.exp() >= views.candidate_min_prob
-    return views.scored_KBC | (views.candidate_KBC & likely_KBC)
+    return ~views.candidate_N | (logp_N.exp() >= views.candidate_min_prob)
 
 
 def restrict(views: MaskedViews, used_B: Tensor) -> MaskedViews:
     """Score nothing in the rows that cannot teach."""
-    return replace(
-        views,
-        scored_KBC=views.scored_KBC & used_B[:, None],
-        candidate_KBC=views.candidate_KBC & used_B[:, None],
-    )
+    kept = views.keep(used_B[views.row_N])
+    return replace(kept, length_B=views.length_B * used_B)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What the optimizer steps of one update share: Work(batches=[...], old=None, ...)."""
+    """What one optimizer step needs: Work(batches=[...], old=None, ...)."""
 
-    batches: list[MicroBatch]
-    old: TokenLogps | None  # of the policy before this update; None where it is not needed
+    batches: MicroBatches
+    old: TokenLogps | None  # of the policy before the update; None where it is not needed
     reference: TokenLogps | None
     weights: Weights
-    token_KBC: Tensor  # the weights of the tokens, with the correction of a cached sampler
-    num_tokens: int  # scored tokens over all views and ranks
+    token_N: Tensor  # the weights of the tokens, with the correction of a cached sampler
+    kl_N: Tensor  # the weights of their KL
+    num_tokens: int  # scored tokens over all views and ranks, candidates included
+    candidates: bool  # are chosen in the forward that trains
     targets: ValueTargets | None = None  # of a value model
 
+    @property
+    def views(self) -> MaskedViews:
+        return self.batches.views
 
-def settle_weights(
-    engine: Engine,
-    scored_KBC: Tensor,
-    views: MaskedViews,
-    length_B: Tensor,
-    normalization: Normalization,
-) -> tuple[Weights, int]:
-    """The weights of the loss and the number of scored tokens, counted over all ranks."""
-    size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
-    counts = engine.sum(
-        {
-            "rows": float((size_B > 0).sum()),
-            "size": float(size_B.sum()),
-            "tokens": float(scored_KBC.sum()),
-        }
+
+def count(engine: Engine, views: MaskedViews) -> Counts:
+    """The counts of all ranks."""
+    local = local_counts(views, views.length_B)
+    orders = int(engine.max(len(local.order_tokens)))
+    padded = local.order_tokens + [0] * (orders - len(local.order_tokens))
+    own = {
+        "rows": local.rows,
+        "size": local.size,
+        "tokens": local.tokens,
+        "states": local.states,
+        **{f"order {k}": tokens for k, tokens in enumerate(padded)},
+    }
+    total = engine.sum({name: float(value) for name, value in own.items()})
+    return Counts(
+        rows=int(total["rows"]),
+        size=int(total["size"]),
+        tokens=int(total["tokens"]),
+        states=int(total["states"]),
+        order_tokens=[int(total[f"order {k}"]) for k in range(orders)],
     )
-    weights = weigh(
-        scored_KBC,
-        views.weight_KB,
-        length_B,
-        normalization,
-        num_rows=int(counts["rows"]),
-        num_tokens=int(counts["size"]),
-    )
-    return weights, int(counts["tokens"])
 
 
 def prepare(
@@ -104,63 +122,94 @@ def prepare(
     views: MaskedViews,
     advantages: Advantages,
     config: RunConfig,
-) -> Work:
-    """Log-probs of the frozen policies, the scored tokens and their weights, before any update."""
-    shape, temperature = views.hidden_KBC.shape, rollout.temperature
+) -> tuple[list[Work], ValueTargets | None]:
+    """Log-probs of the frozen policies, the scored tokens and their weights, before any update.
+
+    Returns:
+        One Work for each of `objective.num_minibatches`; and what the value model is trained
+        towards over all of them, None without one.
+    """
+    objective, temperature = config.objective, rollout.temperature
     assert engine.model is not None
 
-    prompt_hidden_KBL = prompt_masks(views, rollout)
-    rows = max(1, config.optim.tokens_per_forward // longest_row(rollout))
+    tokens = config.optim.tokens_per_forward
+    candidates = engine.max(float(views.candidate_N.any())) > 0
+    rows_fit = candidates and engine.max(row_tokens(rollout, views)) <= tokens
 
-    def cut(wanted_KBC: Tensor) -> list[MicroBatch]:
-        batches = micro_batches(
-            rollout,
-            views.hidden_KBC,
-            wanted_KBC,
-            policy.special,
-            rows,
-            prompt_hidden_KBL,
-        )
-        pad_batches(batches, int(engine.max(len(batches))), policy.special.pad, policy.device)
+    def cut(views: MaskedViews) -> MicroBatches:
+        batches = MicroBatches(rollout, views, policy.special, tokens, whole_rows=rows_fit)
+        batches.pad(int(engine.max(len(batches))))
         return batches
 
-    old, objective = None, config.objective
-    corrected = objective.importance == Importance.truncated
-    candidates = engine.max(float(views.candidate_KBC.any())) > 0
-    if asks_old(objective, candidates):
-        wanted_KBC = views.scored_KBC | views.candidate_KBC
-        old = token_logps(engine.model, cut(wanted_KBC), shape, temperature)
-    scored_KBC = settle_scored(views, old)
-    batches = cut(scored_KBC)
-    frozen = None
+    old, batches = None, cut(views)
+    if asks_old(objective, candidates, rows_fit):
+        old = token_logps(engine.model, batches, temperature)
+        if candidates:
+            kept_N = likely(views, old.logp_N)
+            views, old, candidates = views.keep(kept_N), old.keep(kept_N), False
+            batches = cut(views)
+    frozen = old if objective.kl_reference == KLReference.before else None
     if reference is not None:
         own = reference is policy
         model = engine.model if own else reference
         with engine.autocast(), adapter_off(policy) if own else nullcontext():
-            frozen = token_logps(model, batches, shape, temperature)
-    length_B = rollout.trace.committed_BC.sum(1) * advantages.used_B
-    weights, num_tokens = settle_weights(
-        engine, scored_KBC, views, length_B, objective.normalization
-    )
-    token_KBC = weights.token_KBC
-    if corrected and old is not None:
-        token_KBC = token_KBC * importance_weights(views, old, rollout, objective.importance_cap)
-    return Work(
-        batches=batches,
-        old=old,
-        reference=frozen,
-        weights=weights,
-        token_KBC=token_KBC,
-        num_tokens=num_tokens,
-        targets=settle_targets(engine, scored_KBC, views, length_B, old, advantages, objective),
-    )
+            frozen = token_logps(model, batches, temperature)
+    targets = settle_targets(engine, views, old, advantages, objective)
+    works: list[Work] = []
+    for part_N in parts(views, objective.num_minibatches):
+        own_views = views.keep(part_N)
+        counts = count(engine, own_views)
+        weights = weigh(
+            own_views,
+            own_views.length_B,
+            objective.normalization,
+            counts,
+            rollout.trace.canvas_BC.shape[1],
+        )
+        own_old = None if old is None else old.keep(part_N)
+        token_N = weights.token_N
+        kl_N = kl_weights(own_views, token_N, objective.kl_reduction)
+        if objective.importance == Importance.truncated and own_old is not None:
+            cap = objective.importance_cap
+            correction_N = importance_weights(own_views, own_old, rollout, cap)
+            token_N, kl_N = token_N * correction_N, kl_N * correction_N
+        works.append(
+            Work(
+                batches=batches if objective.num_minibatches == 1 else cut(own_views),
+                old=own_old,
+                reference=None if frozen is None else frozen.keep(part_N),
+                weights=weights,
+                token_N=token_N,
+                kl_N=kl_N,
+                num_tokens=counts.tokens,
+                candidates=candidates,
+                targets=None if targets is None else targets_of(targets, part_N, own_views, counts),
+            )
+        )
+    return works, targets
+
+
+def targets_of(
+    targets: ValueTargets, part_N: Tensor, views: MaskedViews, counts: Counts
+) -> ValueTargets:
+    """The targets of a mini-batch: its rows are weighed like those of a batch."""
+    weights = weigh(views, views.length_B, Normalization.sample, counts, 1)
+    return replace(targets.keep(part_N), weight_N=weights.token_N)
+
+
+def parts(views: MaskedViews, number: int) -> list[Tensor]:
+    """The tokens [N] bool of each part of the views; a state's tokens are in one part.
+
+    A state's part is drawn by its row's number and its order, so that it does not depend on ranks.
+    """
+    key = rng.stream(views.key, "parts")
+    part_J = (rng.uniform(key, views.rows_B[views.row_J], views.order_J) * number).long()
+    return [part_J[views.state_N] == i for i in range(number)]
 
 
 def settle_targets(
     engine: Engine,
-    scored_KBC: Tensor,
     views: MaskedViews,
-    length_B: Tensor,
     old: TokenLogps | None,
     advantages: Advantages,
     objective: ObjectiveConfig,
@@ -171,10 +220,9 @@ def settle_targets(
     """
     if not advantages.at_end:
         return None
-    assert old is not None and old.value_KBC is not None
-    weights, _ = settle_weights(engine, scored_KBC, views, length_B, Normalization.sample)
-    reward_B, weight_KBC = advantages.values_B, weights.token_KBC
-    return step_targets(reward_B, old.value_KBC, scored_KBC, weight_KBC, objective.value)
+    assert old is not None and old.value_N is not None
+    weights = weigh(views, views.length_B, Normalization.sample, count(engine, views), 1)
+    return step_targets(advantages.values_B, old.value_N, views, weights.token_N, objective.value)
 
 
 def derivatives(
@@ -189,13 +237,13 @@ def derivatives(
     assert engine.model is not None and work.old is not None
     current = work.old
     if not first:
-        shape = work.token_KBC.shape
-        current = token_logps(engine.model, work.batches, shape, rollout.temperature)
+        current = token_logps(engine.model, work.batches, rollout.temperature)
     rows = ScoredRows(
-        logp_KBC=current.logp_KBC,
-        old_logp_KBC=work.old.logp_KBC,
-        reference_logp_KBC=None if work.reference is None else work.reference.logp_KBC,
+        logp_N=current.logp_N,
+        old_logp_N=work.old.logp_N,
+        reference_logp_N=None if work.reference is None else work.reference.logp_N,
         advantage_B=advantages.values_B,
+        views=work.views,
         weights=work.weights,
         group_size=rollout.group_size,
     )
@@ -208,34 +256,75 @@ def micro_loss(
     entropy_N: Tensor,
     value_N: Tensor | None,
     work: Work,
-    gradient_KBC: Tensor | None,
+    gradient_N: Tensor | None,
     advantages: Advantages,
     objective: ObjectiveConfig,
 ) -> LossOutput:
     """The loss of a micro-batch; with the derivatives of a loss of whole rows, its second pass."""
-    weight_N, targets = batch.pick(work.token_KBC), work.targets
-    if gradient_KBC is not None:
-        gradient_N = batch.pick(gradient_KBC)
+    place_N, targets = batch.token_N, work.targets
+    weight_N, kl_weight_N = work.token_N[place_N], work.kl_N[place_N]
+    if gradient_N is not None:
         coef = objective.entropy_coef
-        return surrogate(logp_N, entropy_N, gradient_N, weight_N, work.num_tokens, coef)
+        return surrogate(logp_N, entropy_N, gradient_N[place_N], weight_N, work.num_tokens, coef)
+    before_N = logp_N.detach() if work.old is None else work.old.logp_N[place_N]
+    reference_N = None if work.reference is None else work.reference.logp_N[place_N]
+    if objective.kl_reference == KLReference.before:
+        reference_N = before_N
     tokens = ScoredTokens(
         logp_N=logp_N,
         entropy_N=entropy_N,
-        old_logp_N=logp_N.detach() if work.old is None else batch.pick(work.old.logp_KBC),
-        reference_logp_N=None if work.reference is None else batch.pick(work.reference.logp_KBC),
-        advantage_N=advantages.values_B[batch.batch_N]
+        old_logp_N=before_N,
+        reference_logp_N=reference_N,
+        advantage_N=advantages.values_B[work.weights.row_N[place_N]]
         if targets is None
-        else batch.pick(targets.advantage_KBC),
+        else targets.advantage_N[place_N],
         weight_N=weight_N,
+        kl_weight_N=kl_weight_N,
         num_tokens=work.num_tokens,
     )
+    if work.candidates:
+        tokens = without_unlikely(tokens, batch, work, objective)
     output = policy_objective(tokens, objective)
+    output.sums[SCORED] = torch.tensor(float(len(tokens.logp_N)))
     if targets is None or value_N is None:
         return output
-    old_N, return_N = batch.pick(targets.old_KBC), batch.pick(targets.return_KBC)
-    settings, weight_N = objective.value, batch.pick(targets.weight_KBC)
+    old_N, return_N = targets.old_N[place_N], targets.return_N[place_N]
+    settings, weight_N = objective.value, targets.weight_N[place_N]
     loss = value_loss(value_N, old_N, return_N, weight_N, settings.clip)
     return with_value_loss(output, loss, settings.coef)
+
+
+def without_unlikely(
+    tokens: ScoredTokens, batch: MicroBatch, work: Work, objective: ObjectiveConfig
+) -> ScoredTokens:
+    """The tokens that the loss scores, by the log-probs of the forward that trains.
+
+    What a view scores is counted here, or a row whose views are all in this forward. For
+    normalization=token the whole gradient is scaled when all are counted (`take_step`).
+    """
+    candidate_N = work.views.candidate_N[batch.token_N]
+    probs_N = tokens.logp_N.detach().exp()
+    kept_N = ~candidate_N | (probs_N >= work.views.candidate_min_prob)
+    weight_N, kl_weight_N = tokens.weight_N, tokens.kl_weight_N
+    if objective.normalization != Normalization.token:
+        by_view = objective.normalization == Normalization.view
+        unit_N = batch.row_N if by_view else work.weights.row_N[batch.token_N]
+        asked_U = torch.bincount(unit_N)
+        kept_U = torch.bincount(unit_N[kept_N], minlength=len(asked_U))
+        weight_N = weight_N * (asked_U / kept_U.clamp(min=1))[unit_N]
+        if objective.kl_reduction == KLReduction.mean:
+            kl_weight_N = weight_N
+    reference_N = tokens.reference_logp_N
+    return ScoredTokens(
+        logp_N=tokens.logp_N[kept_N],
+        entropy_N=tokens.entropy_N[kept_N],
+        old_logp_N=tokens.old_logp_N[kept_N],
+        reference_logp_N=None if reference_N is None else reference_N[kept_N],
+        advantage_N=tokens.advantage_N[kept_N],
+        weight_N=weight_N[kept_N],
+        kl_weight_N=kl_weight_N[kept_N],
+        num_tokens=tokens.num_tokens,
+    )
 
 
 def accumulate(
@@ -252,26 +341,53 @@ def accumulate(
     """
     total: defaultdict[str, float] = defaultdict(float)
     assert engine.model is not None
-    gradient_KBC = None
+    gradient_N = None
     if config.objective.level != Level.view:
-        gradient_KBC, sums = derivatives(engine, work, rollout, advantages, config, first)
+        gradient_N, sums = derivatives(engine, work, rollout, advantages, config, first)
         total.update({name: float(value) for name, value in sums.items()})
     for i, batch in enumerate(work.batches):
         with engine.micro_batch(last=i == len(work.batches) - 1):
             scores = score(engine.model, batch, rollout.temperature)
-            output = micro_loss(batch, *scores, work, gradient_KBC, advantages, config.objective)
+            output = micro_loss(batch, *scores, work, gradient_N, advantages, config.objective)
             engine.backward(output.loss)
         for name, value in output.sums.items():
             total[name] += float(value)
     return total
 
 
-def padding(engine: Engine, batches: list[MicroBatch]) -> float:
-    """The share of the learner's tokens that only fill rows up to the longest of their forward."""
-    sizes = {
-        "real": float(sum(batch.length_M.sum() for batch in batches)),
-        "all": float(sum(batch.ids_MS.numel() for batch in batches)),
+def take_step(
+    engine: Engine, work: Work, sums: dict[str, float], objective: ObjectiveConfig
+) -> dict[str, float]:
+    """One optimizer step on the gradient that has been added up.
+
+    Where candidates were chosen on the way, the number of scored tokens is known only now: what was
+    divided by the number of all that were asked is scaled up.
+
+    Args:
+        engine: holds the gradient.
+        work: whose gradient it is.
+        sums: of `accumulate`, over all ranks.
+        objective: says what was divided.
+
+    Returns:
+        What is logged.
+    """
+    tokens = sums.get(SCORED, float(work.num_tokens))
+    factor = work.num_tokens / tokens
+    by_token = objective.normalization == Normalization.token
+    scaled = {
+        name: value * factor if by_token or not name.startswith("loss/") else value
+        for name, value in sums.items()
     }
+    if not by_token and "loss/clip_frac" in sums:
+        scaled["loss/clip_frac"] = sums["loss/clip_frac"] * factor
+    norm = engine.step(factor if by_token else 1.0)
+    return scaled | {SCORED: tokens, "optim/grad_norm": norm}
+
+
+def padding(engine: Engine, batches: MicroBatches) -> float:
+    """The share of the learner's tokens that only fill rows up to the longest of their forward."""
+    sizes = {"real": float(batches.num_tokens), "all": float(batches.num_padded)}
     total = engine.sum(sizes)
     return 1 - total["real"] / total["all"]
 
@@ -282,34 +398,53 @@ def update(
     reference: Policy | None,
     rollout: Rollout,
     advantages: Advantages,
-    views: MaskedViews,
+    draws: list[MaskedViews],
     config: RunConfig,
 ) -> StepReport:
-    """Change the policy by `objective.num_updates` optimizer steps on one rollout.
+    """Change the policy by optimizer steps on one rollout.
 
+    `objective.num_updates` passes over the views, each in `objective.num_minibatches` steps.
     Current, old and reference policy see the same views. The reference may be the policy itself
     where it has a LoRA adapter, which is then switched off. Rows of zero-variance groups are left
     out; if nothing is left on any rank, nothing is updated. With a value model (advantage=gae) no
     row is, and the values before the update make advantages of the rewards.
 
+    Args:
+        engine: holds the policy and the optimizer.
+        policy: that is trained.
+        reference: of the KL, if it has a model of its own.
+        rollout: B rows of this rank.
+        advantages: of the rows.
+        draws: the views of the rows; with `masking.redraw` those of each pass.
+        config: of the run.
+
     Returns:
         loss/*, kl/*, policy/entropy, optim/*, masking/scored_tokens, value/*,
-        means over the updates, the same on all ranks.
+        means over the optimizer steps, the same on all ranks.
     """
-    views = restrict(views, advantages.used_B)
-    work = prepare(engine, policy, reference, rollout, views, advantages, config)
-    metrics = {"masking/scored_tokens": float(work.num_tokens), "optim/lr": engine.lr}
+    metrics = {"optim/lr": engine.lr}
+    passes: list[list[Work]] = []
+    targets: ValueTargets | None = None
+    for views in draws:
+        views = restrict(views, advantages.used_B)
+        works, found = prepare(engine, policy, reference, rollout, views, advantages, config)
+        passes.append(works)
+        targets = targets or found
+    if targets is not None:
+        metrics |= summary(engine.sum(moments(targets)))
     num_updates = config.objective.num_updates
-    if work.num_tokens == 0:
-        for _ in range(num_updates):
-            engine.skip_step()
-        return StepReport(metrics=metrics)
-    metrics["optim/padding_frac"] = padding(engine, work.batches)
-    if work.targets is not None:
-        metrics |= summary(engine.sum(moments(work.targets)))
+    steps = [work for i in range(num_updates) for work in passes[i % len(passes)]]
+    num_taken = sum(work.num_tokens > 0 for work in steps)
     total: defaultdict[str, float] = defaultdict(float)
-    for i in range(num_updates):
-        sums = engine.sum(accumulate(engine, work, rollout, advantages, config, first=i == 0))
-        for name, value in (sums | {"optim/grad_norm": engine.step()}).items():
-            total[name] += value / num_updates
+    total[SCORED] = 0.0
+    for i, work in enumerate(steps):
+        if not work.num_tokens:
+            engine.skip_step()
+            continue
+        if "optim/padding_frac" not in metrics:
+            metrics["optim/padding_frac"] = padding(engine, work.batches)
+        sums = accumulate(engine, work, rollout, advantages, config, first=i == 0)
+        done = take_step(engine, work, engine.sum(sums), config.objective)
+        for name, value in done.items():
+            total[name] += value / (num_updates if name == SCORED else num_taken)
     return StepReport(metrics=metrics | total)

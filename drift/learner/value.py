@@ -5,42 +5,45 @@ TraceRL has it (arXiv 2509.06949): a view is a step, a token's value is what the
 in the view that scores it. Pure tensors: no model, no rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from drift.common.types import LossOutput
+from drift.common.types import LossOutput, MaskedViews, distinct
 from drift.config.objective import ValueConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueTargets:
-    """What the tokens of B rows are trained towards; all [K, B, C] float32, 0 where not scored.
+    """What the N scored tokens of B rows are trained towards; all [N] float32.
 
     One row, reward 1, two steps of one token that were given 0.2 and 0.7, gamma = gae_lambda = 1:
-    ValueTargets(old_KBC=[[[0.2, 0]], [[0, 0.7]]], return_KBC=[[[1, 0]], [[0, 1]]],
-                 advantage_KBC=[[[0.8, 0]], [[0, 0.3]]], weight_KBC=[[[0.5, 0]], [[0, 0.5]]])
+    ValueTargets(old_N=[0.2, 0.7], return_N=[1, 1], advantage_N=[0.8, 0.3], weight_N=[0.5, 0.5])
     """
 
-    old_KBC: Tensor  # values before the update
-    return_KBC: Tensor
-    advantage_KBC: Tensor
-    weight_KBC: Tensor  # adds up to 1 over the tokens of all ranks
+    old_N: Tensor  # values before the update
+    return_N: Tensor
+    advantage_N: Tensor
+    weight_N: Tensor  # adds up to 1 over the tokens of all ranks
+
+    def keep(self, kept_N: Tensor) -> "ValueTargets":
+        """Some of the tokens: kept_N [N] bool."""
+        return ValueTargets(**{f.name: getattr(self, f.name)[kept_N] for f in fields(self)})
 
 
 def step_targets(
     reward_B: Tensor,
-    old_KBC: Tensor,
-    scored_KBC: Tensor,
-    weight_KBC: Tensor,
+    old_N: Tensor,
+    views: MaskedViews,
+    weight_N: Tensor,
     config: ValueConfig,
 ) -> ValueTargets:
     """The return and the advantage of every token of every step.
 
-    Views are the steps in order; the reward r comes at a row's last step that scores a token, and
-    a view that scores none of its tokens is no step of the row. With V_j the old value of token j
-    of step t, V_t the mean over the step's tokens, and everything behind the last step 0:
+    A row's states are its steps in order; the reward r comes at the row's last step that scores a
+    token, and a state that scores none of its tokens is no step of the row. With V_j the old value
+    of token j of step t, V_t the mean over the step's tokens, and everything after the last step 0:
 
         R_j = r_t + gamma R_{t+1}                                      (R_t is the same for all j)
         A_j = r_t - V_j + gamma V_{t+1} + gamma gae_lambda A_{t+1}     (A_t the mean over j)
@@ -50,36 +53,34 @@ def step_targets(
 
     Args:
         reward_B: [B] float32, of the completion.
-        old_KBC: [K, B, C] float32, the value of each scored token before the update.
-        scored_KBC: [K, B, C] bool; each token in one view.
-        weight_KBC: [K, B, C] float32, what each token counts in the value loss.
+        old_N: [N] float32, the value of each scored token before the update.
+        views: each token is scored in one state.
+        weight_N: [N] float32, what each token counts in the value loss.
         config: gamma and gae_lambda.
     """
-    count_KB = scored_KBC.sum(2)
-    next_value_B, next_return_B, next_advantage_B = (torch.zeros_like(reward_B) for _ in range(3))
-    behind_B = torch.zeros_like(reward_B, dtype=torch.bool)  # a step of the row comes later
-    return_KBC, advantage_KBC = torch.zeros_like(old_KBC), torch.zeros_like(old_KBC)
-    for k in reversed(range(len(scored_KBC))):
-        scored_BC, step_B = scored_KBC[k], count_KB[k] > 0
-        reward_now_B = torch.where(behind_B, 0.0, reward_B)
-        future_B = config.gamma * (next_value_B + config.gae_lambda * next_advantage_B)
-        return_B = reward_now_B + config.gamma * next_return_B
-        advantage_BC = (reward_now_B + future_B)[:, None] - old_KBC[k]
-        return_KBC[k] = torch.where(scored_BC, return_B[:, None], 0.0)
-        advantage_KBC[k] = torch.where(scored_BC, advantage_BC, 0.0)
-        value_B, mean_B = (
-            torch.where(scored_BC, x, 0.0).sum(1) / count_KB[k].clamp(min=1)
-            for x in (old_KBC[k], advantage_BC)
-        )
-        next_value_B = torch.where(step_B, value_B, next_value_B)
-        next_return_B = torch.where(step_B, return_B, next_return_B)
-        next_advantage_B = torch.where(step_B, mean_B, next_advantage_B)
-        behind_B = behind_B | step_B
+    step_J, state_N = distinct(views.state_N)  # states with tokens
+    row_J, size = views.row_J[step_J], len(step_J)
+    count_J = torch.bincount(state_N, minlength=size)
+    value_J = old_N.new_zeros(size).index_add(0, state_N, old_N) / count_J
+    last_J = torch.ones_like(row_J, dtype=torch.bool)
+    last_J[:-1] = row_J[1:] != row_J[:-1]
+    reward_J = torch.where(last_J, reward_B[row_J], 0.0)
+    # one step earlier for all rows at a time: nth_J counts from the end of the row
+    steps_B = torch.bincount(row_J, minlength=len(reward_B))
+    nth_J = steps_B.cumsum(0)[row_J] - 1 - torch.arange(size, device=row_J.device)
+    future_J, return_J = torch.zeros_like(reward_J), torch.zeros_like(reward_J)
+    for at_J in nth_J.argsort(stable=True).split(torch.bincount(nth_J).tolist()):
+        later = at_J[~last_J[at_J]]
+        if len(later):
+            mean = reward_J[later + 1] + future_J[later + 1] - value_J[later + 1]  # A_{t+1}
+            future_J[later] = config.gamma * (value_J[later + 1] + config.gae_lambda * mean)
+            return_J[later] = config.gamma * return_J[later + 1]
+        return_J[at_J] += reward_J[at_J]
     return ValueTargets(
-        old_KBC=old_KBC,
-        return_KBC=return_KBC,
-        advantage_KBC=advantage_KBC,
-        weight_KBC=weight_KBC,
+        old_N=old_N,
+        return_N=return_J[state_N],
+        advantage_N=(reward_J + future_J)[state_N] - old_N,
+        weight_N=weight_N,
     )
 
 
@@ -94,7 +95,7 @@ def value_loss(
     Args:
         value_N: [N] float32, with graph.
         old_N, return_N: [N].
-        weight_N: [N], of `ValueTargets.weight_KBC`.
+        weight_N: [N], of `ValueTargets`.
         clip: > 0.
     """
     clipped_N = old_N + (value_N - old_N).clamp(-clip, clip)
@@ -111,7 +112,7 @@ def with_value_loss(output: LossOutput, value_loss: Tensor, coef: float) -> Loss
 
 def moments(targets: ValueTargets) -> dict[str, float]:
     """This rank's sums for `summary`."""
-    value, wanted, weight = targets.old_KBC, targets.return_KBC, targets.weight_KBC
+    value, wanted, weight = targets.old_N, targets.return_N, targets.weight_N
     error = wanted - value
     return {
         "value": float((weight * value).sum()),

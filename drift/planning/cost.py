@@ -8,9 +8,12 @@ denoising steps: upper bounds where rows end early or several tokens are committ
 
 from math import ceil
 
+import torch
+
 from drift.config.commands import RunConfig
 from drift.config.masking import LeftToRightConfig, ReplayConfig, SequentialConfig, TraceConfig
-from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
+from drift.config.objective import Level
+from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights, Schedule, StaticConfig
 from drift.learner.likelihood import asks_old
 from drift.planning.memory import (
     Sizes,
@@ -22,6 +25,7 @@ from drift.planning.memory import (
     rows_of_forward,
 )
 from drift.policy.backbone import BackboneConfig
+from drift.rollout.remasking import static_count
 
 
 def layer_flops(b: BackboneConfig, tokens: float, last: float, keys: float) -> float:
@@ -40,6 +44,18 @@ def head_flops(b: BackboneConfig, positions: float) -> float:
     return 2.0 * b.vocab_size * b.hidden_size * positions
 
 
+def masked_of_block(rollout: RolloutConfig) -> float:
+    """Positions that the head sees in one block, over its steps."""
+    block, steps = rollout.block_length, rollout.steps_of_block
+    if not isinstance(rollout, StaticConfig) or rollout.schedule == Schedule.equal:
+        return (steps + 1) * block / 2
+    total, masked = 0, torch.tensor(block)
+    for left in range(steps, 0, -1):
+        total += int(masked)
+        masked = masked - static_count(masked, torch.tensor(left), rollout)
+    return total
+
+
 def rollout_flops(b: BackboneConfig, rollout: RolloutConfig, row: int) -> float:
     """Decoding of one completion: every step over the whole row, or over a cache.
 
@@ -48,8 +64,7 @@ def rollout_flops(b: BackboneConfig, rollout: RolloutConfig, row: int) -> float:
     """
     block, steps = rollout.block_length, rollout.steps
     num_blocks = rollout.gen_length // block
-    steps_of_block = steps // num_blocks
-    masked = steps * (block + block / steps_of_block) / 2  # positions that the head sees
+    steps_of_block, masked = rollout.steps_of_block, num_blocks * masked_of_block(rollout)
     if rollout.cache == CacheMode.none:
         return steps * layer_flops(b, row, block, row) + head_flops(b, masked)
     horizon = rollout.gen_length if rollout.horizon is None else rollout.horizon
@@ -63,22 +78,32 @@ def rollout_flops(b: BackboneConfig, rollout: RolloutConfig, row: int) -> float:
     return total
 
 
-def passes(config: RunConfig) -> dict[str, float]:
-    """Forwards that a view costs in one step: of frozen policies, and of the trained one.
+def passes(config: RunConfig, row: int) -> dict[str, float]:
+    """Forwards that a view costs: of frozen policies in a step, of the trained one in an update.
 
     A backward costs two forwards, one more with gradient checkpointing; an adapter's base has no
     gradient of its weights, which is half of it.
     """
-    frozen = bool(config.objective.kl_coef) + old_passes(config)
+    frozen = config.objective.has_reference * draws(config) + old_passes(config, row)
     adapter = config.model.lora.rank > 0
     return {"frozen": frozen, "trained": 3 + config.model.gradient_checkpointing - adapter}
 
 
-def old_passes(config: RunConfig) -> bool:
-    """Whether the old policy scores the views of a step, as far as the settings say."""
-    masking = config.masking
+def draws(config: RunConfig) -> int:
+    """How often views are drawn in a step."""
+    return config.objective.num_updates if config.masking.redraw else 1
+
+
+def old_passes(config: RunConfig, row: int) -> int:
+    """Forwards over the views without a backward, as far as the settings say.
+
+    Of the policy before the update, and those of a loss of whole rows in each update but the first.
+    """
+    masking, objective = config.masking, config.objective
     candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1
-    return asks_old(config.objective, candidates)
+    rows_fit = num_views(config) * row <= config.optim.tokens_per_forward
+    found = asks_old(objective, candidates, rows_fit) * draws(config)
+    return found + (objective.level != Level.view) * (objective.num_updates - 1)
 
 
 def num_views(config: RunConfig) -> int:
@@ -95,7 +120,7 @@ def num_views(config: RunConfig) -> int:
 
 def learner_flops(b: BackboneConfig, config: RunConfig, row: int) -> float:
     """Updates on the K views of one completion, every canvas token scored."""
-    canvas, count = config.rollout.gen_length, passes(config)
+    canvas, count = config.rollout.gen_length, passes(config, row)
     forward = layer_flops(b, row, canvas, row) + head_flops(b, canvas)
     each = count["frozen"] + config.objective.num_updates * count["trained"]
     return num_views(config) * forward * each
@@ -118,8 +143,8 @@ def traffic(sizes: Sizes, config: RunConfig) -> Terms:
         return terms
     w, share = sizes.width, (split.ranks - 1) / split.ranks
     trained = num_trained(sizes.model, sizes.backbone)
-    updates = config.objective.num_updates
-    cuts = micro_batches(config, split.ranks, sizes.row)
+    updates = config.objective.num_steps
+    cuts = ceil(micro_batches(config, split.ranks, sizes.row) / config.objective.num_minibatches)
     if split.stage == 0 or adds_up_whole(sizes):
         terms.put("all-reduce of gradients", 2 * 4 * trained * share * updates, "8 T (R-1)/R")
     elif split.stage == 1:
@@ -144,10 +169,11 @@ def gathers(sizes: Sizes, config: RunConfig, cuts: int) -> Terms:
     trained = num_trained(sizes.model, b)
     adapter = trained if sizes.model.lora.rank else 0
     whole = w * (num_parameters(b) + adapter) * share
-    updates = config.objective.num_updates
-    old = old_passes(config)
-    if adapter and config.objective.kl_coef:
-        old += 1  # the reference is the base, gathered like the policy
+    updates, parts = config.objective.num_steps, config.objective.num_minibatches
+    old = old_passes(config, sizes.row) * parts
+    if adapter and config.objective.has_reference:
+        # the reference is the base, gathered like the policy
+        old += draws(config) * parts
     terms.put(
         "all-gather in forwards",
         whole * cuts * (updates + old),

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.types import Example, PromptBatch, Rollout, Trace
+from drift.config.masking import ReplayConfig
 from drift.config.model import Dtype
 from drift.config.objective import ObjectiveConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig
-from drift.learner.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.masking import build_views
 from drift.learner.objective import k3
 from drift.planning.memory import GIB, Sizes, sampling, training, words
 from drift.policy.base import Policy
@@ -81,11 +83,11 @@ class Inspection:
             policy_version=0,
             reward_s=0.0,
         )
-        last = int(trace.unmask_step_BC.max())
-        steps_K11 = torch.arange(last + 1, device=policy.device)[:, None, None]
-        hidden_KBC, scored_KBC = trace.state(steps_K11)
-        batches = micro_batches(rollout, hidden_KBC, scored_KBC, policy.special, 16)
-        return token_logps(policy, batches, hidden_KBC.shape, 1.0).logp_KBC.sum(0)
+        views = build_views(trace, rollout.rows_B, ReplayConfig(), 0)
+        batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=1024)
+        logp_BC = torch.zeros_like(trace.logp_BC)
+        logp_BC[views.row_N, views.column_N] = token_logps(policy, batches, 1.0).logp_N
+        return logp_BC
 
 
 def network(inspection: Inspection) -> Finding:

@@ -200,7 +200,7 @@ def frozen(sizes: Sizes, objective: ObjectiveConfig, rollout: RolloutConfig) -> 
     b, w, terms = sizes.backbone, sizes.width, Terms()
     weights = sampler_weights(sizes.model, sizes.split.stage == 3, rollout)
     total, block = num_parameters(b), block_parameters(b)
-    if objective.kl_coef and not sizes.model.lora.rank:
+    if objective.has_reference and not sizes.model.lora.rank:
         size, formula = trained_weights(sizes)
         terms.put("reference", size, formula)  # as wide as the policy, so that they can be equal
     adapter = num_trained(sizes.model, b) if sizes.model.lora.rank else 0

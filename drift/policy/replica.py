@@ -75,6 +75,21 @@ class Replica(Policy):
                 own.get_parameter(name).copy_(weight)
 
 
+@torch.no_grad()
+def move_towards(reference: Policy, trained: Policy, share: float) -> None:
+    """reference <- share * trained + (1 - share) * reference; a collective where it is split.
+
+    As TRL's reference model follows a policy (`sync_ref_model`, the code of arXiv 2506.20639).
+    """
+    for part in parts(trained.backbone):
+        weights = dict(trained.backbone.get_submodule(part).named_parameters())
+        own = reference.backbone.get_submodule(part)
+        with gathered(weights.values(), trained.split):
+            for name, weight in weights.items():
+                target = own.get_parameter(name)
+                target.lerp_(weight.to(target.dtype), share)
+
+
 class Gathered(Replica):
     """A sampler that holds the weights of one block; each block's are gathered when it runs.
 

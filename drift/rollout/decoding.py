@@ -44,6 +44,7 @@ class _State:
     def trace(self) -> Trace:
         columns_C = torch.arange(self.step_BC.shape[1], device=self.step_BC.device)
         return Trace(
+            prompt_length_B=self.prompt_length_B,
             canvas_BC=self.ids_BS.gather(1, self.prompt_length_B[:, None] + columns_C),
             unmask_step_BC=self.step_BC,
             logp_BC=self.logp_BC,
@@ -165,7 +166,7 @@ def denoise(
     if config.position_temperature or config.confidence == "random":
         order = rng.uniform(key, row_A[:, None], step_A[:, None], canvas_AK, torch.tensor(ORDER))
         confidence_AK = shuffle(confidence_AK, order, config.position_temperature or 1.0)
-    steps_left_A = config.steps * size // config.gen_length - state.block_steps_B[active_A]
+    steps_left_A = config.steps_of_block - state.block_steps_B[active_A]
     rule = rule_of(config)
     commit_N = rule(confidence_AK, masked_AK, steps_left_A, config)[a_N, k_N]
 

@@ -5,8 +5,9 @@ Every rule has the same form and is entered in `ROLLOUTS` under the class of its
     masked_BK: [B, K] bool, positions still masked; K is the block length.
     steps_left_B: [B] int64 >= 1, denoising steps left for the block, this one counted.
     config: the rule's own.
-    returns [B, K] bool, a subset of masked; not empty where masked is not; all of it at the last
-    step, so that a block never needs more steps than it has.
+    returns [B, K] bool, a subset of masked; not empty where masked is not, but for the schedule of
+    Dream, whose step can commit nothing; all of it at the last step, so that a block never needs
+    more steps than it has.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from drift.config.rollout import (
     ROLLOUTS,
     FactorConfig,
     RolloutConfig,
+    Schedule,
     StaticConfig,
     ThresholdConfig,
 )
@@ -31,13 +33,27 @@ def ranks(confidence_BK: Tensor, masked_BK: Tensor) -> Tensor:
     return order.argsort(dim=1)
 
 
+def static_count(masked_B: Tensor, steps_left_B: Tensor, config: StaticConfig) -> Tensor:
+    """How many of the masked positions a step of `rollout=static` commits: [B] int64.
+
+    `equal`: ceil(masked / steps left), an equal share (LLaDA, arXiv 2502.09992). `dream`:
+    floor(masked * (1 - t_{i+1} / t_i)) at step i of T, with t_i = 1 - (1 - 1e-3) i / T, all at the
+    last (`diffusion_generate` of Dream, arXiv 2508.15487): 1 - t_{i+1} / t_i is 999 / (1000 T -
+    999 i), so whole numbers count it without rounding.
+    """
+    if config.schedule == Schedule.equal:
+        return -(-masked_B // steps_left_B)
+    steps = config.steps_of_block
+    count_B = 999 * masked_B // (1000 * steps - 999 * (steps - steps_left_B))
+    return torch.where(steps_left_B == 1, masked_B, count_B)
+
+
 @ROLLOUTS.implements(StaticConfig)
 def static(
     confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: StaticConfig
 ) -> Tensor:
-    """ceil(masked / steps left) positions each step: an equal share (LLaDA, arXiv 2502.09992)."""
-    del config
-    count_B = -(-masked_BK.sum(1) // steps_left_B)
+    """The surest, as many as the schedule says, whatever their confidence."""
+    count_B = static_count(masked_BK.sum(1), steps_left_B, config)
     return (ranks(confidence_BK, masked_BK) < count_B[:, None]) & masked_BK
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drift.common.errors import RolloutError
-from drift.config.rollout import RolloutConfig
+from drift.config.rollout import ConfidenceFrom, RolloutConfig
 from drift.config.task import EndSuppression
 from drift.policy.base import Policy
 
@@ -24,13 +24,15 @@ def draw(
     """A token at each position.
 
     `top_k`, `top_p` and `suppress_end=token` narrow the choice and nothing else: the log-prob is
-    that of the network at the temperature, as in the learner.
+    that of the network at the temperature, as in the learner. With `confidence_from=drawn` the
+    confidence is of the narrowed choice, too; a greedy token is narrowed for its confidence alone.
 
     Args:
         policy: its head makes the logits.
         hidden_ND: [N, D], aligned.
         noise_N: [N] float64 in (0, 1).
-        config: temperature (0 = the most likely token), top_k, top_p, confidence, suppress_end.
+        config: temperature (0 = the most likely token), top_k, top_p, suppress_end, confidence,
+            confidence_from.
 
     Returns:
         tokens [N] int64; their log-probs at the temperature (at 1 when greedy) [N] float32; the
@@ -52,7 +54,7 @@ def draw_chunk(
     logits_NV: Tensor, noise_N: Tensor, config: RolloutConfig, stop: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`draw` of one chunk, from its logits [N, V] float32, which are lost."""
-    temperature = config.temperature or 1.0
+    temperature, drawn = config.temperature or 1.0, config.confidence_from == ConfidenceFrom.drawn
     needed = temperature != 1 or config.suppress_end == EndSuppression.token
     probs_NV = torch.softmax(logits_NV, -1, out=None if needed else logits_NV)  # no second [N, V]
     if not bool(probs_NV[:, 0].isfinite().all()):  # one bad logit spoils its whole row
@@ -65,12 +67,15 @@ def draw_chunk(
     if config.suppress_end == EndSuppression.token:
         ends = torch.tensor(stop, device=logits_NV.device)
         choice_NV = (logits_NV / temperature).index_fill_(1, ends, -torch.inf).softmax(-1)
+    narrows = config.top_k is not None or config.top_p is not None
+    if narrows and (config.temperature or drawn):
+        choice_NV = nucleus(choice_NV, config.top_k, config.top_p)
     if config.temperature == 0:
         token_N1 = choice_NV.argmax(-1, keepdim=True)
     else:
-        if config.top_k is not None or config.top_p is not None:
-            choice_NV = nucleus(choice_NV, config.top_k, config.top_p)
         token_N1 = invert(choice_NV, noise_N)[:, None]
+    if drawn:
+        probs_NV = choice_NV.div_(choice_NV.sum(-1, keepdim=True)) if narrows else choice_NV
     confidence_N = CONFIDENCES[config.confidence](probs_NV, token_N1)
     token_N = token_N1[:, 0]
     if config.suppress_end == EndSuppression.commit:
@@ -137,7 +142,7 @@ def locate(weights_NK: Tensor, share_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probability(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
-    """Of the drawn token, at temperature 1 (LLaDA, arXiv 2502.09992)."""
+    """Of the drawn token (LLaDA, arXiv 2502.09992)."""
     return probs_NV.gather(1, token_N1)[:, 0]
 
 
@@ -149,7 +154,7 @@ def margin(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
 
 
 def negative_entropy(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
-    """sum p log p in nats, 0 where the network is sure (Dream's `entropy`)."""
+    """sum p log p in nats with 0 log 0 = 0, 0 where one word is sure (Dream's `entropy`)."""
     del token_N1
     return -torch.special.entr(probs_NV).sum(-1)
 

@@ -38,6 +38,7 @@ from drift.policy.shards import Shape, open_shard, shard_of_tensor, write_shards
 
 OPTIMIZER = "optimizer"  # stem of the files of AdamW's state
 CURRICULUM = "curriculum.safetensors"
+REFERENCE = "reference"  # folder of a reference that follows the policy
 HEAD = "value_head"  # of the value head's, which belongs to no saved policy
 BACKBONE = "backbone."  # of a policy's parameter names
 log = logging.getLogger("drift")
@@ -50,6 +51,7 @@ def save(
     policy: Policy,
     progress: dict[str, Any],
     curriculum: dict[str, Tensor],
+    reference: Policy | None = None,
 ) -> Path:
     """Write `folder/step_<step>`; what stood there under that name is replaced at the end.
 
@@ -59,6 +61,7 @@ def save(
         engine, policy: what to save; every rank calls.
         progress: the trainer's own state, plain JSON.
         curriculum: the state of the choice of prompts, the same on every rank; may be empty.
+        reference: of the KL, where it follows the policy.
 
     Raises:
         CheckpointError: some rank could not write; the checkpoints before it are as they were.
@@ -68,6 +71,8 @@ def save(
     digests: dict[str, Any] = {}
     together(engine, beside, lambda: make_room(beside), main_only=True)
     together(engine, beside, lambda: write_weights(beside / "policy", engine, policy))
+    if reference is not None:
+        together(engine, beside, lambda: write_reference(beside / REFERENCE, engine, reference))
     together(engine, beside, lambda: write_head(beside, engine))
     together(engine, beside, lambda: write_moments(beside, engine))
     if curriculum:
@@ -124,6 +129,13 @@ def write_weights(folder: Path, engine: Engine, policy: Policy) -> None:
     }
     if engine.is_main:
         lora.save_adapter(policy, folder, found)
+
+
+def write_reference(folder: Path, engine: Engine, reference: Policy) -> None:
+    """A reference that follows the policy, whole on each rank; each writes its share."""
+    save_policy(
+        reference, folder, shard_limit(engine), rank=engine.rank, num_ranks=engine.num_ranks
+    )
 
 
 def head_shapes(engine: Engine) -> dict[str, Shape]:

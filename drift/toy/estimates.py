@@ -17,9 +17,15 @@ from drift.config.masking import MaskingConfig
 from drift.config.objective import Level, Normalization, ObjectiveConfig
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
-from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.learner.objective import (
+    ScoredTokens,
+    Weights,
+    local_counts,
+    policy_objective,
+    weigh,
+)
 from drift.learner.sequence_objective import ScoredRows, row_gradient
-from drift.learner.update import restrict, settle_scored
+from drift.learner.update import likely, restrict
 from drift.toy.model import sampled
 from drift.toy.truth import Lookup, Truth, as_rollout, look_up
 
@@ -34,8 +40,8 @@ class Draw:
     Draw(entry_BN=[[3, 8]], value_BN=[[1.0, 0.5]], loglik_B=[-2.1], forwards_B=[2])
     """
 
-    entry_BN: Tensor  # int64, N = K * C
-    value_BN: Tensor  # float64
+    entry_BN: Tensor  # int64, N the most tokens that a row has in all its views
+    value_BN: Tensor  # float64, 0 where a row has fewer
     loglik_B: Tensor  # float64, estimate of the row's log-likelihood
     forwards_B: Tensor  # int64, views that have something to score
 
@@ -59,17 +65,28 @@ def draw_masks(truth: Truth, rollout: Rollout, config: MaskingConfig, key: int) 
     """Views of the masking, scored as the trainer would, and what they say of the likelihood."""
     views = build_views(rollout.trace, rollout.rows_B, config, key)
     where = look_up(truth, rollout, views)
-    logps = where.logps(truth.table_TCW)
     used_B = torch.ones(len(rollout.rows_B), dtype=torch.bool)
-    scored_KBC, weights = settled(views, logps, rollout, Normalization.sequence, used_B)
-    value_KBC = weights.share_KBC.double() * weights.length_B[:, None]
-    entry_KBC = truth.entry_TCW[where.place()]
+    before = where.logps(truth.table_TCW)
+    kept_N, weights = settled(views, before, rollout, Normalization.sequence, used_B)
+    state_N, column_N, word_N = (x[kept_N] for x in where.place())
+    value_N = weights.share_N.double() * weights.length_B[weights.row_N]
+    loglik_N = value_N * truth.table_TCW[state_N, column_N, word_N]
+    size = len(rollout.rows_B)
     return Draw(
-        entry_BN=entry_KBC.transpose(0, 1).flatten(1),
-        value_BN=value_KBC.transpose(0, 1).flatten(1),
-        loglik_B=(value_KBC * truth.table_TCW[where.place()]).sum((0, 2)),
-        forwards_B=scored_KBC.any(2).sum(0),
+        entry_BN=by_row(truth.entry_TCW[state_N, column_N, word_N], weights.row_N, size),
+        value_BN=by_row(value_N, weights.row_N, size),
+        loglik_B=value_N.new_zeros(size).index_add(0, weights.row_N, loglik_N),
+        forwards_B=torch.bincount(views.row_J[views.state_N[kept_N].unique()], minlength=size),
     )
+
+
+def by_row(value_N: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
+    """The values of each row beside one another, 0 where a row has fewer: row_N ascends."""
+    count_B = torch.bincount(row_N, minlength=num_rows)
+    slot_N = torch.arange(len(row_N)) - (count_B.cumsum(0) - count_B)[row_N]
+    found = value_N.new_zeros(num_rows, int(count_B.max()))
+    found[row_N, slot_N] = value_N
+    return found
 
 
 def settled(
@@ -79,14 +96,12 @@ def settled(
     normalization: Normalization,
     used_B: Tensor,
 ) -> tuple[Tensor, Weights]:
-    """The scored tokens and their weights, as `update.prepare` settles them on one rank."""
-    scored_KBC = settle_scored(views, old)
-    length_B = rollout.trace.committed_BC.sum(1) * used_B
-    size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
-    num_rows, num_tokens = int((size_B > 0).sum()), int(size_B.sum())
-    return scored_KBC, weigh(
-        scored_KBC, views.weight_KB, length_B, normalization, num_rows, num_tokens
-    )
+    """Which tokens are scored, and their weights, as `update.prepare` has them on one rank."""
+    kept_N = likely(views, old.logp_N)
+    scored = restrict(views.keep(kept_N), used_B)
+    canvas_length = rollout.trace.canvas_BC.shape[1]
+    counts = local_counts(scored, scored.length_B)
+    return kept_N, weigh(scored, scored.length_B, normalization, counts, canvas_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,12 +232,11 @@ def measure_objective(
     views = build_views(rollout.trace, rollout.rows_B, masking, rng.stream(key, "masks"))
     views = restrict(views, advantages.used_B)
     where = look_up(truth, rollout, views)
-    gradient_KBC = objective_gradient(truth, old, rollout, views, where, advantages, objective)
-    entry_BN = truth.entry_TCW[where.place()].transpose(0, 1).flatten(1)
-    value_BN = -gradient_KBC.double().transpose(0, 1).flatten(1)
-    size = len(truth.gram_EE)
+    gradient_N = objective_gradient(truth, old, rollout, views, where, advantages, objective)
+    size, group_N = len(truth.gram_EE), views.row_N // group_size
     group_GE = torch.zeros(groups, size, dtype=torch.float64)
-    group_GE.scatter_add_(1, entry_BN.reshape(groups, -1), value_BN.reshape(groups, -1))
+    place = (group_N, truth.entry_TCW[where.place()])
+    group_GE.index_put_(place, -gradient_N.double(), accumulate=True)
     mean_E = group_GE.sum(0)  # the loss is a mean over groups already
     square = float(((group_GE @ truth.gram_EE) * group_GE).sum()) * groups
     mean_square = truth.product(mean_E, mean_E)
@@ -245,31 +259,33 @@ def objective_gradient(
     advantages: Advantages,
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """The derivative of the loss by each log-prob of the views: [K, B, C]."""
+    """The derivative of the loss by each log-prob of the views: [N], 0 where not scored."""
     current, before = where.logps(truth.table_TCW), where.logps(old)
-    scored_KBC, weights = settled(
-        views, before, rollout, objective.normalization, advantages.used_B
-    )
+    kept_N, weights = settled(views, before, rollout, objective.normalization, advantages.used_B)
+    gradient_N = torch.zeros_like(current.logp_N)
+    current, before = current.keep(kept_N), before.keep(kept_N)
     if objective.level != Level.view:
         rows = ScoredRows(
-            logp_KBC=current.logp_KBC * scored_KBC,
-            old_logp_KBC=before.logp_KBC * scored_KBC,
-            reference_logp_KBC=None,
+            logp_N=current.logp_N,
+            old_logp_N=before.logp_N,
+            reference_logp_N=None,
             advantage_B=advantages.values_B,
+            views=views.keep(kept_N),
             weights=weights,
             group_size=rollout.group_size,
         )
-        return row_gradient(rows, objective)[0]
-    leaf_N = current.logp_KBC[scored_KBC].requires_grad_()
-    advantage_KBC = advantages.values_B[:, None].expand_as(current.logp_KBC)
+        gradient_N[kept_N] = row_gradient(rows, objective)[0]
+        return gradient_N
+    leaf_N = current.logp_N.requires_grad_()
     tokens = ScoredTokens(
         logp_N=leaf_N,
         entropy_N=torch.zeros_like(leaf_N),
-        old_logp_N=before.logp_KBC[scored_KBC],
+        old_logp_N=before.logp_N,
         reference_logp_N=None,
-        advantage_N=advantage_KBC[scored_KBC],
-        weight_N=weights.token_KBC[scored_KBC],
+        advantage_N=advantages.values_B[weights.row_N],
+        weight_N=weights.token_N,
+        kl_weight_N=weights.token_N,
         num_tokens=len(leaf_N),
     )
-    (gradient_N,) = torch.autograd.grad(policy_objective(tokens, objective).loss, leaf_N)
-    return torch.zeros_like(current.logp_KBC).masked_scatter(scored_KBC, gradient_N)
+    (gradient_N[kept_N],) = torch.autograd.grad(policy_objective(tokens, objective).loss, leaf_N)
+    return gradient_N

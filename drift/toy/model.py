@@ -94,6 +94,7 @@ class Space:
     num_words: int
     length: int
     prompt: list[int]
+    until_stop: bool = False  # as in `ToyConfig`
 
     @property
     def num_canvases(self) -> int:
@@ -125,7 +126,9 @@ class Space:
 def space_of(config: ToyConfig, length: int) -> Space:
     """The space of a toy's canvases; its prompt is the same word again and again."""
     prompt = [FIRST] * config.prompt_length
-    return Space(num_words=config.num_words, length=length, prompt=prompt)
+    return Space(
+        num_words=config.num_words, length=length, prompt=prompt, until_stop=config.until_stop
+    )
 
 
 def state_rows(space: Space, states: Tensor) -> Tensor:
@@ -269,8 +272,7 @@ def enumerate_trajectories(
         space: of the canvases.
         config: sizes and rule of the decoding.
     """
-    size, length = config.block_length, space.length
-    block_steps = config.steps * size // length
+    size = config.block_length
     known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
     open_: list[_Path] = [_Path(canvases=[0], prob=torch.ones((), dtype=torch.float64))]
     done: list[_Path] = []
@@ -279,7 +281,7 @@ def enumerate_trajectories(
         key = (path.canvases[-1], path.block, path.block_steps)
         if key not in known:
             block = range(path.block * size, (path.block + 1) * size)
-            left = block_steps - path.block_steps
+            left = config.steps_of_block - path.block_steps
             known[key] = transitions(
                 table_SCW, plain_SCW, space, path.canvases[-1], block, left, config
             )
@@ -327,6 +329,7 @@ def collected(paths: list[_Path], table_SCW: Tensor, space: Space) -> Trajectori
     is_stop_BC = digits_BC == 1
     finished_B = is_stop_BC.any(1)
     trace = Trace(
+        prompt_length_B=torch.full((len(paths),), len(space.prompt)),
         canvas_BC=space.tokens(digits_BC),
         unmask_step_BC=step_BC,
         logp_BC=logp_BC,
@@ -341,9 +344,12 @@ def collected(paths: list[_Path], table_SCW: Tensor, space: Space) -> Trajectori
 def reward(space: Space, digits_BC: Tensor) -> Tensor:
     """1 if the numbers of the words written add up to a multiple of W, else 0: [B] float32.
 
-    All words of an answer count together, so no word is good or bad by itself.
+    All words of an answer count together, so no word is good or bad by itself; with `until_stop`
+    those before the first stop token, whose own number is 0.
     """
     words_BC = (digits_BC - 1).clamp(min=0)
+    if space.until_stop:
+        words_BC = words_BC * ((digits_BC == 1).cumsum(1) == 0)
     return (words_BC.sum(1) % space.num_words == 0).float()
 
 

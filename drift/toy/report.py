@@ -10,7 +10,7 @@ from typing import Any
 from drift.common import rng, terminal
 from drift.common.errors import ConfigError
 from drift.common.files import write_json
-from drift.config.checks import masking_problems, objective_problems
+from drift.config.checks import masking_problems, objective_problems, setting
 from drift.config.commands import LabConfig, RunConfig
 from drift.config.masking import (
     AllConfig,
@@ -24,6 +24,7 @@ from drift.config.masking import (
     RandomConfig,
     ReplayConfig,
     SequentialConfig,
+    Tail,
     Times,
     TraceConfig,
 )
@@ -51,6 +52,8 @@ UNCOUNTED = {
     "top_p": None,
     "top_k": None,
     "position_temperature": 0.0,
+    "confidence_from": "network",
+    "schedule": "equal",
     "suppress_end": "none",
     "cache": "none",
 }
@@ -70,6 +73,16 @@ def basic_maskings() -> dict[str, list[MaskingConfig]]:
         "coupled": [CoupledConfig(num_views=k) for k in BUDGETS[1:]],
         "all": [AllConfig()],
         "all, 15 % of the prompt": [AllConfig(prompt_mask_prob=0.15, num_views=k) for k in BUDGETS],
+    }
+
+
+def without_tail() -> dict[str, list[MaskingConfig]]:
+    """Maskings that do not score what follows the first stop token."""
+    return {
+        "replay, tail excluded": [ReplayConfig(tail=Tail.exclude)],
+        "sequential, tail excluded": [
+            SequentialConfig(num_views=k, tail=Tail.exclude) for k in BUDGETS
+        ],
     }
 
 
@@ -112,9 +125,15 @@ def objectives() -> dict[str, ObjectiveConfig]:
         "ppo_clip, token": PpoClipConfig(**unbiased, level=Level.token),
         "ppo_clip, sequence": PpoClipConfig(**unbiased, level=Level.sequence),
         "sandwich": SandwichConfig(**unbiased),
-        "boundary": BoundaryConfig(**unbiased),
+        # unclipped: the bound alone
+        "boundary": BoundaryConfig(**unbiased, clip_low=0.999, clip_high=1e6),
         "self_normalized": SelfNormalizedConfig(advantage=unbiased["advantage"]),
     }
+
+
+def others(config: LabConfig, gen_length: int) -> dict[str, list[MaskingConfig]]:
+    """The rows of the second table; where the reward ends at the stop token, the tail's too."""
+    return other_maskings(gen_length) | (without_tail() if config.toy.until_stop else {})
 
 
 def table_maskings(gen_length: int) -> dict[str, MaskingConfig]:
@@ -154,7 +173,7 @@ def check(config: LabConfig) -> None:
     for problem in objective_problems(whole):  # of the rollout: the objective is the default
         raise ConfigError(problem)
     for name, off in UNCOUNTED.items():
-        if (value := getattr(rollout, name)) != off:
+        if (value := setting(rollout, name)) not in (off, None):
             known = "null" if off is None else off
             raise ConfigError(f"rollout.{name}={value} is not counted by the lab; leave it {known}")
     if config.page is not None:
@@ -164,7 +183,7 @@ def check(config: LabConfig) -> None:
 def num_estimates(config: LabConfig) -> int:
     """How often `measure_toy` calls `advance`."""
     length = config.rollout.gen_length
-    every = [*basic_maskings().values(), *other_maskings(length).values()]
+    every = [*basic_maskings().values(), *others(config, length).values()]
     return sum(map(len, every)) + len({0.0, config.lag}) * len(table_maskings(length))
 
 
@@ -182,7 +201,7 @@ def measure_toy(config: LabConfig, number: int, advance: Callable[[], object]) -
         advance()
         return report
 
-    tables = {"basic": basic_maskings(), "other": other_maskings(length)}
+    tables = {"basic": basic_maskings(), "other": others(config, length)}
     for part, maskings in tables.items():
         found[part] = {name: list(map(measured, configs)) for name, configs in maskings.items()}
     for lag in (0.0, config.lag):

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Score, TokenLogps
 from drift.config.rollout import RolloutConfig
-from drift.learner.masking import prompt_masks
 from drift.policy.base import Policy
 from drift.toy.model import Space, Trajectories, enumerate_trajectories, gradients, reward, table
 
@@ -138,29 +137,32 @@ def as_rollout(truth: Truth, chosen_B: Tensor, group_size: int) -> Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """Where the log-probs of a batch's views stand in the table: [K, B, C] each."""
+    """Where the log-probs of some views' tokens are in the table, [N] each."""
 
-    state_KB: Tensor
-    word_BC: Tensor  # -1 where nothing was committed
+    state_N: Tensor
+    column_N: Tensor
+    word_N: Tensor
 
     def logps(self, table_TCW: Tensor) -> TokenLogps:
         """As `likelihood.token_logps`, from the table."""
-        place = self.place()
-        logp_KBC = table_TCW[place].float()
-        return TokenLogps(logp_KBC=logp_KBC, entropy_KBC=torch.zeros_like(logp_KBC))
+        logp_N = table_TCW[self.place()].float()
+        return TokenLogps(logp_N=logp_N, entropy_N=torch.zeros_like(logp_N))
 
     def place(self) -> tuple[Tensor, Tensor, Tensor]:
-        positions_C = torch.arange(self.word_BC.shape[1])
-        return self.state_KB[:, :, None], positions_C, self.word_BC.clamp(min=0)
+        return self.state_N, self.column_N, self.word_N
 
 
 def look_up(truth: Truth, rollout: Rollout, views: MaskedViews) -> Lookup:
-    """The states that the views show."""
-    space = truth.space
+    """The states of the network that the views show, and the words of their tokens."""
+    space, states_J = truth.space, torch.arange(len(views.row_J))
     digits_BC = space.digits_of(rollout.trace.canvas_BC)
-    state_KB = space.number(torch.where(views.hidden_KBC, 0, digits_BC))
-    masks_KBL = prompt_masks(views, rollout)
-    if masks_KBL is not None:
-        pattern_KB = (masks_KBL.long() << torch.arange(masks_KBL.shape[2])).sum(2)
-        state_KB = state_KB + pattern_KB * space.num_canvases
-    return Lookup(state_KB=state_KB, word_BC=digits_BC - 1)
+    state_J = space.number(torch.where(views.hide(states_J), 0, digits_BC[views.row_J]))
+    masks_JL = views.hide_prompt(states_J, len(space.prompt))
+    if masks_JL is not None:
+        pattern_J = (masks_JL.long() << torch.arange(masks_JL.shape[1])).sum(1)
+        state_J = state_J + pattern_J * space.num_canvases
+    return Lookup(
+        state_N=state_J[views.state_N],
+        column_N=views.column_N,
+        word_N=digits_BC[views.row_N, views.column_N] - 1,
+    )

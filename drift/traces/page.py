@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drift.common.files import whole_file
-from drift.common.types import Advantages, MaskedViews, Rollout
+from drift.common.types import Advantages, Rollout
 from drift.learner.likelihood import assemble
 from drift.policy.base import Policy
 
@@ -147,7 +147,7 @@ def trace_rows(
     *,
     source: str = "",
     advantages: Advantages | None = None,
-    views: MaskedViews | None = None,
+    views: list[list[View]] | None = None,
     num_alternatives: int = 0,
 ) -> list[TraceRow]:
     """The rows of a rollout, ready for `write_trace`.
@@ -158,7 +158,7 @@ def trace_rows(
         rollout: graded or not.
         source: shown with the rows, for example the name of a checkpoint.
         advantages: of the rows.
-        views: of the training's masking; `scored_KBC` is shown as it is (see rows.py).
+        views: of the training's masking, for each row (see rows.py).
         num_alternatives: words kept for each token; 0 = neither words nor entropies. More replays
             the denoising, each state of each row once.
     """
@@ -185,16 +185,11 @@ def trace_rows(
                 alternatives=None if alternatives is None else alternatives[b],
                 advantage=None if advantages is None else float(advantages.values_B[b]),
                 reward=None if score is None else score.reward,
-                views=None if views is None else views_of(views, b),
+                views=None if views is None else views[b],
                 source=source,
             )
         )
     return rows
-
-
-def views_of(views: MaskedViews, row: int) -> list[View]:
-    pairs = zip(views.hidden_KBC[:, row].tolist(), views.scored_KBC[:, row].tolist(), strict=True)
-    return [View(hidden=hidden, scored=scored) for hidden, scored in pairs]
 
 
 class Decoder:
@@ -232,7 +227,8 @@ def replay(
         words' ids [B, C, A] int64; all 0 where nothing was committed. On the CPU.
     """
     step_BC = rollout.trace.unmask_step_BC
-    ids_BS, prompt_length_B = assemble(rollout, policy.special.pad)
+    rows_B = torch.arange(len(step_BC), device=step_BC.device)
+    ids_BS, prompt_length_B = assemble(rollout, rows_B, policy.special.pad)
     columns_C = torch.arange(step_BC.shape[1], device=step_BC.device)
     position_BC = prompt_length_B[:, None] + columns_C
     num_words = min(num_words, policy.backbone.config.vocab_size)

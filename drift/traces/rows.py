@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout
-from drift.learner.likelihood import micro_batches, token_logps
-from drift.learner.update import restrict, settle_scored
+from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.update import likely, restrict
 from drift.policy.base import Policy
-from drift.traces.page import NUM_ALTERNATIVES, TraceRow, trace_rows
+from drift.traces.page import NUM_ALTERNATIVES, TraceRow, View, trace_rows
 
-ROWS_PER_FORWARD = 32
+TOKENS_PER_FORWARD = 4096
 
 
 def pick_rows(rollout: Rollout, row_N: Tensor) -> Rollout:
@@ -46,25 +47,29 @@ def training_rows(
     """
     row_N = (~advantages.used_B).int().argsort(stable=True)[:count].sort().values
     few, used_N = pick_rows(rollout, row_N), advantages.used_B[row_N]
-    views = replace(
-        views,
-        hidden_KBC=views.hidden_KBC[:, row_N],
-        scored_KBC=views.scored_KBC[:, row_N],
-        candidate_KBC=views.candidate_KBC[:, row_N],
-    )
-    views = restrict(views, used_N)
-    wanted_KNC, old = views.scored_KBC | views.candidate_KBC, None
-    if views.candidate_KBC.any():
-        batches = micro_batches(
-            few, views.hidden_KBC, wanted_KNC, sampler.special, ROWS_PER_FORWARD
-        )
-        old = token_logps(sampler, batches, wanted_KNC.shape, rollout.temperature)
+    chosen_B = torch.zeros_like(advantages.used_B).index_fill(0, row_N, True)
+    views = restrict(views.keep(chosen_B[views.row_N]), advantages.used_B)
+    if views.candidate_N.any():
+        batches = MicroBatches(rollout, views, sampler.special, TOKENS_PER_FORWARD)
+        old = token_logps(sampler, batches, rollout.temperature)
+        views = views.keep(likely(views, old.logp_N))
     values_N = advantages.values_B[row_N]
     seen = replace(advantages, values_B=values_N, used_B=used_N, zero_variance_groups=0)
     return trace_rows(
         sampler,
         few,
         advantages=None if advantages.at_end else seen,  # a step's is not known before `update`
-        views=replace(views, scored_KBC=settle_scored(views, old)),
+        views=[views_of(views, row) for row in row_N.tolist()],
         num_alternatives=NUM_ALTERNATIVES,
     )
+
+
+def views_of(views: MaskedViews, row: int) -> list[View]:
+    """What each view of a row hides and scores."""
+    found: list[View] = []
+    for state in (views.row_J == row).nonzero()[:, 0]:
+        hidden_C = views.hide(state[None])[0]
+        scored_C = torch.zeros_like(hidden_C)
+        scored_C[views.column_N[views.state_N == state]] = True
+        found.append(View(hidden=hidden_C.tolist(), scored=scored_C.tolist()))
+    return found

@@ -13,10 +13,10 @@ from drift.config.checks import idle_settings
 from drift.config.cluster import ClusterConfig
 from drift.config.commands import RunConfig
 from drift.config.model import Dtype
-from drift.config.objective import AdvantageEstimator
+from drift.config.objective import AdvantageEstimator, KLReference
 from drift.config.task import Split
 from drift.policy import lora
-from drift.policy.base import VALUE_HEAD
+from drift.policy.base import VALUE_HEAD, Policy
 from drift.policy.loading import find_checkpoint, load_model, torch_dtype
 from drift.rollout.evaluate import load_problems
 from drift.rollout.prompts import render
@@ -59,18 +59,12 @@ def build(config: RunConfig, engine: Engine, resumed: Resumed | None) -> tuple[T
     engine.watchdog.start()  # not before what may be a download
     path = str(resumed[0] / "policy") if resumed else None
     policy = load_model(model, device=engine.device, path=path, trained=engine.partition)
-    reference = None
-    if config.objective.kl_coef:  # the base of a new adapter is the run's start: no second copy
-        reference = policy
-        if not policy.adapter or (origin / lora.CONFIG).exists():
-            held = replace(engine.partition, zero=None)  # as the policy is: the KL begins at 0
-            reference = load_model(model, device=engine.device, trained=held)
-            reference.requires_grad_(False)
+    reference = load_reference(config, engine, policy, origin, resumed)
     problems = {split: load_problems(policy, examples[split], split, config) for split in Split}
     objective = config.objective
     if objective.advantage == AdvantageEstimator.gae:
         policy.attach_value_head()
-    num_updates = config.num_steps * objective.num_updates
+    num_updates = config.num_steps * objective.num_steps
     engine.prepare(policy, config.optim, num_updates, lrs={VALUE_HEAD: objective.value.lr})
     if engine.partition.dtype != torch_dtype(Dtype.float32):
         folder = find_checkpoint(path) if path else origin
@@ -89,6 +83,22 @@ def build(config: RunConfig, engine: Engine, resumed: Resumed | None) -> tuple[T
         trainer.resume(*resumed)
         log.info("resumed %s at step %d", resumed[0], trainer.progress.step)
     return trainer, overlap
+
+
+def load_reference(
+    config: RunConfig, engine: Engine, policy: Policy, origin: Path, resumed: Resumed | None
+) -> Policy | None:
+    """The model of the KL's reference; None where none is needed."""
+    objective = config.objective
+    if not objective.has_reference:
+        return None
+    if policy.adapter and not (origin / lora.CONFIG).exists():
+        return policy  # the base of a new adapter is the run's start: no second copy
+    follows = objective.kl_reference == KLReference.follow
+    path = str(resumed[0] / checkpoints.REFERENCE) if follows and resumed else None
+    held = replace(engine.partition, zero=None)  # as the policy is: the KL begins at 0
+    reference = load_model(config.model, device=engine.device, path=path, trained=held)
+    return reference.requires_grad_(False)
 
 
 def run(config: RunConfig) -> None:

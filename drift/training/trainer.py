@@ -16,14 +16,14 @@ from drift.common import rng
 from drift.common.errors import CheckpointError
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout, StepReport
 from drift.config.commands import RunConfig
-from drift.config.objective import RewardControl
+from drift.config.objective import KLReference, RewardControl
 from drift.config.task import Split
 from drift.learner.advantage import estimate
 from drift.learner.gap import sampler_gap, warn_of_gap
-from drift.learner.masking import build_views
+from drift.learner.masking import draw_views
 from drift.learner.update import update
 from drift.policy.base import Policy
-from drift.policy.replica import Replica, sampler_of
+from drift.policy.replica import Replica, move_towards, sampler_of
 from drift.rollout.collect import collect
 from drift.rollout.evaluate import EvalResult, Problems, UnfinishedError, evaluate
 from drift.runs import checkpoints
@@ -77,17 +77,32 @@ class Trainer:
             key = rng.stream(config.seed, "gap", step)
             gap = sampler_gap(self.engine, self.policy, rollout, config, key)
             key = rng.stream(config.seed, "masking", step)
-            views = build_views(rollout.trace, rollout.rows_B, config.masking, key)
-        self.trace(rollout, advantages, views)
+            draws = draw_views(rollout.trace, rollout.rows_B, config, key)
+        self.trace(rollout, advantages, draws[0])
         with self.phase("update"):
             report = update(
-                self.engine, self.policy, self.reference, rollout, advantages, views, config
+                self.engine, self.policy, self.reference, rollout, advantages, draws, config
             )
         if isinstance(self.sampler, Replica):
             with self.phase("sync"):
                 self.sampler.refresh(self.policy)
+        self.follow()
         warn_of_gap(gap["gap/kl"])
         return drawn, StepReport(metrics=metrics | gap | report.metrics)
+
+    @property
+    def following(self) -> Policy | None:
+        """The KL's reference, if it follows the policy."""
+        follows = self.config.objective.kl_reference == KLReference.follow
+        return self.reference if follows else None
+
+    def follow(self) -> None:
+        """Move the reference where a multiple of `follow_every` optimizer steps was passed."""
+        objective, updates = self.config.objective, self.engine.updates
+        passed = updates // objective.follow_every
+        if self.following and passed > (updates - objective.num_steps) // objective.follow_every:
+            with self.phase("sync"):
+                move_towards(self.following, self.policy, objective.follow_share)
 
     def complete(self, prompts: PromptBatch) -> Rollout:
         """The completions of this rank's prompts, graded."""
@@ -255,6 +270,7 @@ class Trainer:
                     self.policy,
                     asdict(progress),
                     self.curriculum.state(),
+                    self.following,
                 )
             except CheckpointError as error:
                 if must:

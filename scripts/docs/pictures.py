@@ -57,6 +57,7 @@ def trace() -> Trace:
     step_BC = torch.tensor([STEPS])
     length_B = (step_BC >= 0).sum(1)
     return Trace(
+        prompt_length_B=torch.tensor([len(PROMPT)]),
         canvas_BC=torch.arange(len(STEPS))[None],  # no masking looks at the words
         unmask_step_BC=step_BC,
         logp_BC=torch.tensor([LOGP]),
@@ -74,16 +75,11 @@ def views_of(name: str) -> MaskedViews:
 
 def kinds(views: MaskedViews, view: int) -> list[str]:
     """Of each token of a view: never, shown, hidden, candidate or scored."""
-    said = ["shown"] * len(STEPS)
-    for kind, of_C in (
-        ("hidden", views.hidden_KBC[view, 0]),
-        ("candidate", views.candidate_KBC[view, 0]),
-        ("scored", views.scored_KBC[view, 0]),
-        ("never", ~trace().committed_BC[0]),
-    ):
-        for i in of_C.nonzero().flatten().tolist():
-            said[i] = kind
-    return said
+    said = ["hidden" if hidden else "shown" for hidden in views.hide(torch.tensor([view]))[0]]
+    own_N = views.state_N == view
+    for i, candidate in zip(views.column_N[own_N], views.candidate_N[own_N], strict=True):
+        said[i] = "candidate" if candidate else "scored"
+    return [kind if step >= 0 else "never" for kind, step in zip(said, STEPS, strict=True)]
 
 
 def cell(x: int, y: int, kind: str, word: str) -> str:
@@ -130,12 +126,12 @@ def draw(name: str) -> str:
     lines.append(f'<text x="{MARGIN}" y="{y}">step</text>')
     y += 12
     seen = set[str]()
-    for k in range(len(views.hidden_KBC)):
+    for k in range(len(views.row_J)):
         here = kinds(views, k)
         seen |= set(here)
         label = f"view {k + 1}"
-        if views.weight_KB is not None:
-            label += f" \u00d7 {views.weight_KB[k, 0]:.2f}"
+        if views.weight_J is not None:
+            label += f" \u00d7 {views.weight_J[k]:.2f}"
         lines += row(y, label, list(zip(here, words, strict=True)))
         y += HEIGHT + GAP
     y += 8

@@ -30,6 +30,11 @@ def test_the_command_writes_tables_a_plot_and_numbers(run: Run, tmp_path: Path) 
         (["draws=3"], "draws=3 must be even"),
         (["toy.num_words=1"], "toy.num_words=1 with rollout.block_length=2 are 1 joint draws"),
         (["rollout.top_p=0.9"], "rollout.top_p=0.9 is not counted by the lab; leave it null"),
+        (["rollout.schedule=dream"], "rollout.schedule=dream is not counted by the lab; leave it"),
+        (
+            ["rollout=threshold", "rollout.confidence_from=drawn"],
+            "rollout.confidence_from=drawn is not counted by the lab; leave it network",
+        ),
         (["rollout.gen_length=8", "rollout.steps=8"], "make 26244 states; at most 4096"),
         (["rollout.gen_length=3"], "rollout.gen_length=3 is not a multiple of"),
         (["page=missing.md"], "page=missing.md: no such page"),

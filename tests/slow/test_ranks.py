@@ -100,6 +100,83 @@ def test_two_ranks_do_what_one_does(
         assert read_lines(alone / name) == read_lines(tmp_path / "run" / name)
 
 
+@pytest.fixture(scope="module")
+def by_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The loss's one denominator is known when the candidates of all views are chosen."""
+    folder = tmp_path_factory.mktemp("by_token")
+    checked(command, folder, "train", *SMALL, *BY_TOKEN, "hydra.run.dir=run")
+    lines = read_lines(folder / "run" / "metrics.jsonl")[1:]
+    assert any(line["masking/scored_tokens"] for line in lines)
+    return folder / "run"
+
+
+BY_TOKEN = ("objective.normalization=token", "num_steps=3")
+STAGES = [
+    (*TWO, "cluster.zero_stage=0"),
+    (*TWO, "cluster.zero_stage=1"),
+    (*TWO, "cluster.zero_stage=2"),
+    ZERO3,
+]
+
+
+@pytest.mark.parametrize("cluster", STAGES, ids=["ddp", "zero1", "zero2", "zero3"])
+def test_a_gradient_is_scaled_before_the_step_on_all_ranks(
+    cluster: tuple[str, ...], run: Run, tmp_path: Path, by_token: Path
+) -> None:
+    run("train", *SMALL, *cluster, *BY_TOKEN, "hydra.run.dir=run")
+    metric, weight = differences(by_token, tmp_path / "run")
+    assert metric < 1e-4
+    assert weight < 1e-5
+
+
+@pytest.mark.parametrize("stage", [1, 3])  # DeepSpeed has an optimizer of its own for 1
+def test_a_bfloat16_gradient_is_scaled_too(
+    stage: int, run: Run, tmp_path: Path, by_token: Path
+) -> None:
+    cluster = ZERO3 if stage == 3 else (*TWO, f"cluster.zero_stage={stage}")
+    run("train", *SMALL, *cluster, *BY_TOKEN, "model.dtype=bfloat16", "hydra.run.dir=run")
+    key, files = "optim/grad_norm", (tmp_path / "run", by_token)
+    mine, theirs = ([x[key] for x in read_lines(f / "metrics.jsonl") if key in x] for f in files)
+    assert mine[0] == pytest.approx(theirs[0], rel=0.1)
+
+
+def test_mini_batches_and_views_drawn_anew_are_the_same_on_two_ranks(
+    run: Run, tmp_path: Path
+) -> None:
+    for name, more in {
+        "experiment=diffu_grpo": ("objective.num_updates=3",),
+        "experiment=tracerl": ("objective.num_minibatches=3", "objective.num_updates=2"),
+    }.items():
+        common = (*SMALL, name, *more, "num_steps=2")
+        folders = [f"{name[11:]}-{number}" for number in ("one", "two")]
+        run("train", *common, f"hydra.run.dir={folders[0]}")
+        run("train", *common, *ZERO3, f"hydra.run.dir={folders[1]}")
+        metric, weight = differences(*(tmp_path / folder for folder in folders))
+        assert metric < 1e-3  # KL to the start is summed over few tokens
+        assert weight < 1e-5
+
+
+def test_a_reference_that_follows_is_saved_and_the_same_on_two_ranks(
+    run: Run, tmp_path: Path
+) -> None:
+    common = (*SMALL, "experiment=coupled_grpo", "objective.follow_every=4")
+    run("train", *common, "num_steps=4", "hydra.run.dir=whole")
+    run("train", *common, "num_steps=2", "hydra.run.dir=parts")
+    run("train", *common, "num_steps=4", "hydra.run.dir=parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == (0.0, 0.0)
+    run("train", *common, *ZERO3, "num_steps=4", "hydra.run.dir=ranks")
+    metric, weight = differences(tmp_path / "whole", tmp_path / "ranks")
+    assert metric < 1e-4
+    assert weight < 1e-5
+    start, moved = (
+        load_file(newest(tmp_path / folder) / "reference" / "model.safetensors")
+        for folder in ("parts", "whole")
+    )
+    policy = load_file(newest(tmp_path / "whole") / "policy" / "model.safetensors")
+    assert all(torch.equal(start[name], moved[name]) for name in start)
+    assert any(not torch.equal(policy[name], moved[name]) for name in moved)
+
+
 def test_a_checkpoint_is_resumed_by_another_number_of_ranks(
     run: Run, tmp_path: Path, alone: Path
 ) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from drift.common import rng
 from drift.common.types import MaskedViews, Trace
 from drift.config.masking import MASKINGS, BlockConfig, ElboConfig, QuadratureConfig, Times
-from drift.learner.masking.basic import hide_and_score, random_ranks
+from drift.learner.masking.basic import noise, random_ranks
+from drift.learner.masking.views import hide_and_score, scorable
 
 
 def draw_times(rows_B: Tensor, num_views: int, times: Times, key: int) -> Tensor:
@@ -36,38 +37,37 @@ def draw_times(rows_B: Tensor, num_views: int, times: Times, key: int) -> Tensor
 def elbo(trace: Trace, rows_B: Tensor, config: ElboConfig, key: int) -> MaskedViews:
     """K unbiased draws of the ELBO, averaged.
 
-    Each committed token is hidden with probability t and weighs 1 / (K t). With `exact_count`,
+    Each token is hidden with probability t and weighs 1 / (K t). With `exact_count`,
     floor(t (n + 1)) of the n tokens are hidden, a number uniform over 0..n, and weigh
     (n + 1) / (K count): the same expectation, with less noise where t is small (ESPO, arXiv
-    2512.03759). Antithetic views come in pairs, the second hides what the first shows, so that
-    every token is scored once in a pair (ESPO; the idea of coupled-GRPO).
+    2512.03759). With `least_count=1` the number is uniform over 1..n and the weight n / (K count)
+    (BGPO, arXiv 2510.11683). Antithetic views come in pairs, the second hides what the first
+    shows, so that every token is scored once in a pair (ESPO; the idea of coupled-GRPO).
     """
-    time_KB = draw_times(rows_B, config.num_views, config.times, rng.stream(key, "times"))
-    length_B = trace.committed_BC.sum(1).double()
-    whole_B = length_B / (length_B + 1) if config.exact_count else torch.ones_like(length_B)
-    views: list[Tensor] = []
-    shares: list[Tensor] = []
-    for k, time_B in enumerate(time_KB):
-        stream = rng.stream(key, "elbo", k)
-        if config.times == Times.antithetic and k % 2:
-            hidden_BC, share_B = ~views[-1], whole_B - shares[-1]
-        elif config.exact_count:
-            count_B = (time_B * (length_B + 1)).floor()
-            ranks_BC = random_ranks(trace.committed_BC, rows_B, stream)
-            hidden_BC, share_B = ranks_BC < count_B[:, None], count_B / (length_B + 1)
+    can_BC, num_views = scorable(trace, config), config.num_views
+    time_KB = draw_times(rows_B, num_views, config.times, rng.stream(key, "times"))
+    length_B = can_BC.sum(1).double()
+    key_K = rng.streams(key, "elbo", num_views, rows_B.device)
+    paired = config.times == Times.antithetic
+    choices_B = length_B + 1 - config.least_count
+    count_KB = config.least_count + (time_KB * choices_B).floor()
+    share_KB = count_KB / choices_B if config.exact_count else time_KB.clone()
+    if paired:
+        whole_B = length_B / (length_B + 1) if config.exact_count else torch.ones_like(length_B)
+        share_KB[1::2] = whole_B - share_KB[::2]
+
+    def chosen(row_M: Tensor, view_M: Tensor) -> Tensor:
+        first_M = view_M - view_M % 2 if paired else view_M
+        if config.exact_count:
+            ranks_MC = random_ranks(can_BC[row_M], rows_B[row_M], key_K[first_M])
+            hidden_MC = ranks_MC < count_KB[first_M, row_M][:, None]
         else:
-            hidden_BC, share_B = bernoulli(trace, rows_B, time_B, stream), time_B
-        views.append(hidden_BC)
-        shares.append(share_B)
-    share_KB = torch.stack(shares)
-    weight_KB = torch.where(share_KB > 0, 1 / (config.num_views * share_KB), 0.0)
-    return hide_and_score(trace, torch.stack(views), weight_KB.float())
+            noise_MC = noise(rows_B[row_M], key_K[first_M], can_BC.shape[1])
+            hidden_MC = noise_MC < time_KB[first_M, row_M][:, None]
+        return hidden_MC ^ (view_M != first_M)[:, None]
 
-
-def bernoulli(trace: Trace, rows_B: Tensor, time_B: Tensor, key: int) -> Tensor:
-    """Each token with probability t: [B, C] bool."""
-    positions_C = torch.arange(trace.canvas_BC.shape[1], device=rows_B.device)
-    return rng.uniform(key, rows_B[:, None], positions_C) < time_B[:, None]
+    weight_KB = torch.where(share_KB > 0, 1 / (num_views * share_KB), 0.0)
+    return hide_and_score(trace, rows_B, config, num_views, chosen, weight_KB)
 
 
 @MASKINGS.implements(QuadratureConfig)
@@ -80,18 +80,21 @@ def quadrature(trace: Trace, rows_B: Tensor, config: QuadratureConfig, key: int)
     """
     points, gauss = np.polynomial.legendre.leggauss(config.num_views)
     times, weights = (points + 1) / 2, gauss / 2
-    ones_B = torch.ones(len(rows_B), dtype=torch.float64, device=rows_B.device)
-    views = [
-        bernoulli(trace, rows_B, ones_B * float(time), rng.stream(key, "quadrature", k))
-        for k, time in enumerate(times)
-    ]
-    weight_KB = torch.tensor(weights / times, device=rows_B.device)[:, None] * ones_B
-    return hide_and_score(trace, torch.stack(views), weight_KB.float())
+    time_K = torch.tensor(times, device=rows_B.device)
+    key_K = rng.streams(key, "quadrature", config.num_views, rows_B.device)
+
+    def chosen(row_M: Tensor, view_M: Tensor) -> Tensor:
+        noise_MC = noise(rows_B[row_M], key_K[view_M], trace.canvas_BC.shape[1])
+        return noise_MC < time_K[view_M][:, None]
+
+    weight_K = torch.tensor(weights / times, device=rows_B.device)
+    weight_KB = weight_K[:, None].expand(-1, len(rows_B))
+    return hide_and_score(trace, rows_B, config, config.num_views, chosen, weight_KB)
 
 
 @MASKINGS.implements(BlockConfig)
 def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> MaskedViews:
-    """K blocks of the canvas: the blocks before are shown, of the block some, behind it nothing.
+    """K blocks of the canvas: the blocks before are shown, of the block some, after it nothing.
 
     As the sampler's states are (SPG's block-wise masking, arXiv 2510.09541): a row's blocks are
     drawn without replacement, then again; in the block 1 to all of its tokens are hidden, every
@@ -103,23 +106,26 @@ def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> Masked
     block and large in the last. On 256 tokens in blocks of 32 it is 0.07, 0.21, 0.38, 0.58, 0.83,
     1.17, 1.70 and 3.07 in blocks 1 to 8; over all tokens the mean is 1.
     """
-    committed_BC, device = trace.committed_BC, rows_B.device
-    size = trace.canvas_BC.shape[1]
+    can_BC, device = scorable(trace, config), rows_B.device
+    size, num_views = can_BC.shape[1], config.num_views
     block_C = torch.arange(size, device=device) // config.block_length
-    num_blocks = int(block_C[-1]) + 1
-    in_block_BN = torch.zeros(len(rows_B), num_blocks, device=device).index_add(
-        1, block_C, committed_BC.float()
-    )
+    zeros_BN = torch.zeros(len(rows_B), int(block_C[-1]) + 1, device=device)
+    in_block_BN = zeros_BN.index_add(1, block_C, can_BC.float())
     order_BN = random_ranks(in_block_BN > 0, rows_B, rng.stream(key, "blocks")).argsort(dim=1)
     real_B1 = (in_block_BN > 0).sum(1, keepdim=True).clamp(min=1)
-    views: list[Tensor] = []
-    for k in range(config.num_views):
-        chosen_B1 = order_BN.gather(1, k % real_B1)
-        here_BC = (block_C == chosen_B1) & committed_BC
-        noise_B = rng.uniform(rng.stream(key, "count", k), rows_B)
-        count_B = (noise_B * here_BC.sum(1)).long() + 1
-        ranks_BC = random_ranks(here_BC, rows_B, rng.stream(key, "block", k))
-        views.append((ranks_BC < count_B[:, None]) | ((block_C > chosen_B1) & committed_BC))
-    hidden_KBC = torch.stack(views)
-    share_KB = hidden_KBC.sum(2) / committed_BC.sum(1).clamp(min=1)
-    return hide_and_score(trace, hidden_KBC, 1 / (config.num_views * share_KB))
+    views_K = torch.arange(num_views, device=device)
+    block_BK = order_BN.gather(1, views_K % real_B1)
+    draws = [rng.uniform(rng.stream(key, "count", k), rows_B) for k in range(num_views)]
+    count_BK = (torch.stack(draws, 1) * in_block_BN.gather(1, block_BK)).long() + 1
+    key_K = rng.streams(key, "block", num_views, device)
+
+    def chosen(row_M: Tensor, view_M: Tensor) -> Tensor:
+        block_M1 = block_BK[row_M, view_M][:, None]
+        here_MC = (block_C == block_M1) & can_BC[row_M]
+        ranks_MC = random_ranks(here_MC, rows_B[row_M], key_K[view_M])
+        return (ranks_MC < count_BK[row_M, view_M][:, None]) | (block_C > block_M1)
+
+    after_BN = in_block_BN.sum(1, keepdim=True) - in_block_BN.cumsum(1)  # tokens of later blocks
+    hidden_BK = count_BK + after_BN.gather(1, block_BK)
+    share_BK = hidden_BK / can_BC.sum(1, keepdim=True).clamp(min=1)
+    return hide_and_score(trace, rows_B, config, num_views, chosen, 1 / (num_views * share_BK.T))

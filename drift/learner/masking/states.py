@@ -1,35 +1,38 @@
 """Maskings that follow an order: the sampler's own denoising steps, or left to right."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from drift.common import rng
-from drift.common.types import MaskedViews, Trace
+from drift.common.types import MaskedViews, Trace, distinct
 from drift.config.masking import (
     MASKINGS,
     LeftToRightConfig,
+    MaskingConfig,
     ReplayConfig,
     SequentialConfig,
     TraceConfig,
 )
-from drift.learner.masking.basic import NO_CANDIDATES
+from drift.learner.masking.views import NO_CANDIDATES, number_of, places, scorable
 
 
-def step_surprisal(trace: Trace, num_steps: int) -> tuple[Tensor, Tensor]:
+def step_surprisal(trace: Trace, can_BC: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """Mean surprisal of each denoising step, w_s = -mean log p(tokens committed at s).
 
     Args:
         trace: of B rows.
+        can_BC: [B, C] bool, the tokens that count.
         num_steps: T, more than every unmask step.
 
     Returns:
         [B, T] float32, 0 where a step committed nothing; [B, T] bool, steps that committed.
     """
-    step_BC = trace.unmask_step_BC.clamp(min=0)
-    committed_BC = trace.committed_BC.float()
+    step_BC, counted_BC = trace.unmask_step_BC.clamp(min=0), can_BC.float()
     zeros_BT = torch.zeros(len(step_BC), num_steps, device=step_BC.device)
-    count_BT = zeros_BT.scatter_add(1, step_BC, committed_BC)
-    total_BT = zeros_BT.scatter_add(1, step_BC, -trace.logp_BC * committed_BC)
+    count_BT = zeros_BT.scatter_add(1, step_BC, counted_BC)
+    total_BT = zeros_BT.scatter_add(1, step_BC, -trace.logp_BC * counted_BC)
     return total_BT / count_BT.clamp(min=1), count_BT > 0
 
 
@@ -40,7 +43,7 @@ def draw_steps(trace: Trace, rows_B: Tensor, config: SequentialConfig, key: int)
     again, by the same order. Temperature inf: uniform; 0: the K largest w.
     """
     num_steps = int(trace.unmask_step_BC.max()) + 1
-    surprisal_BT, real_BT = step_surprisal(trace, num_steps)
+    surprisal_BT, real_BT = step_surprisal(trace, scorable(trace, config), num_steps)
     steps_T = torch.arange(num_steps, device=rows_B.device)
     gumbel_BT = -(-rng.uniform(key, rows_B[:, None], steps_T).log()).log()
     if config.temperature == 0:
@@ -60,38 +63,89 @@ def sequential(trace: Trace, rows_B: Tensor, config: SequentialConfig, key: int)
     """K states of the row's own denoising (RLDF, arXiv 2605.25638).
 
     The view of step s shows exactly what the sampler saw at s: tokens committed at s or later are
-    hidden. Scored are the tokens committed at s; candidates, scored if the old policy finds them
+    hidden. Scored are the tokens committed at s; candidates, scored if the policy finds them
     likely enough, are the tokens committed later.
     """
-    step_KB1 = draw_steps(trace, rows_B, config, key)[:, :, None]
-    hidden_KBC, scored_KBC = trace.state(step_KB1)
-    candidate_KBC = hidden_KBC & trace.committed_BC & ~scored_KBC
-    if config.low_prob_threshold == NO_CANDIDATES:
-        candidate_KBC = torch.zeros_like(candidate_KBC)
+    step_J = draw_steps(trace, rows_B, config, key).T.flatten()
+    own = config.low_prob_threshold == NO_CANDIDATES
+    views = at_steps(trace, rows_B, scorable(trace, config), step_J, own=own)
+    return replace(views, candidate_min_prob=config.low_prob_threshold)
+
+
+def at_steps(
+    trace: Trace, rows_B: Tensor, can_BC: Tensor, step_J: Tensor, *, own: bool
+) -> MaskedViews:
+    """The sampler's states at some steps, as many of each row.
+
+    Args:
+        trace: of B rows.
+        rows_B: [B] int64, numbers that name the rows.
+        can_BC: [B, C] bool, tokens that may be scored.
+        step_J: [J] int64, the steps of the first row, of the second, and so on.
+        own: score the tokens committed at the step alone; else those committed later, too, are
+            candidates.
+    """
+    row_J, order_J = number_of(rows_B, len(step_J) // max(len(rows_B), 1))
+
+    def hide(state_M: Tensor) -> Tensor:
+        step_MC = trace.unmask_step_BC[row_J[state_M]]
+        return (step_MC >= step_J[state_M, None]) | (step_MC < 0)
+
+    def asked(state_M: Tensor) -> Tensor:
+        row_M = row_J[state_M]
+        of_step_MC = trace.unmask_step_BC[row_M] == step_J[state_M, None]
+        return (of_step_MC if own else hide(state_M)) & can_BC[row_M]
+
+    state_N, column_N = places(asked, len(row_J), can_BC)
+    later_N = trace.unmask_step_BC[row_J[state_N], column_N] > step_J[state_N]
     return MaskedViews(
-        hidden_KBC=hidden_KBC,
-        scored_KBC=scored_KBC,
-        candidate_KBC=candidate_KBC,
-        candidate_min_prob=config.low_prob_threshold,
+        row_J=row_J,
+        order_J=order_J,
+        hide=hide,
+        state_N=state_N,
+        column_N=column_N,
+        candidate_N=later_N,
+        candidate_min_prob=NO_CANDIDATES,
+        length_B=can_BC.sum(1),
+        rows_B=rows_B,
     )
 
 
-def in_order(trace: Trace, order_BC: Tensor, group: int) -> MaskedViews:
+def in_order(
+    trace: Trace, rows_B: Tensor, config: MaskingConfig, order_BC: Tensor, group: int
+) -> MaskedViews:
     """A view for every `group` numbers of an order: hides them and what follows, scores them.
 
     Args:
         trace: of B rows.
+        rows_B: [B] int64, numbers that name the rows.
+        config: says which tokens may be scored.
         order_BC: [B, C] int64, a number for each committed token; a smaller one comes first.
         group: numbers of a view.
     """
+    can_BC = scorable(trace, config)
     group_BC = torch.where(trace.committed_BC, order_BC // group, -1)
-    views_K11 = torch.arange(int(group_BC.max()) + 1, device=order_BC.device)[:, None, None]
-    scored_KBC = group_BC == views_K11
+    num_groups = int(group_BC.max()) + 1 if group_BC.numel() else 1
+    row_N, column_N = can_BC.nonzero(as_tuple=True)
+    number_N = row_N * num_groups + group_BC[row_N, column_N]
+    number_J, state_N = distinct(number_N)
+    row_J, order_J = number_J // num_groups, number_J % num_groups
+    by_state_N = state_N.argsort(stable=True)
+
+    def hide(state_M: Tensor) -> Tensor:
+        group_MC = group_BC[row_J[state_M]]
+        return (group_MC >= order_J[state_M, None]) | (group_MC < 0)
+
     return MaskedViews(
-        hidden_KBC=(group_BC >= views_K11) | ~trace.committed_BC,
-        scored_KBC=scored_KBC,
-        candidate_KBC=torch.zeros_like(scored_KBC),
+        row_J=row_J,
+        order_J=order_J,
+        hide=hide,
+        state_N=state_N[by_state_N],
+        column_N=column_N[by_state_N],
+        candidate_N=torch.zeros_like(state_N, dtype=torch.bool),
         candidate_min_prob=NO_CANDIDATES,
+        length_B=can_BC.sum(1),
+        rows_B=rows_B,
     )
 
 
@@ -101,7 +155,7 @@ def trace_groups(trace: Trace, rows_B: Tensor, config: TraceConfig, key: int) ->
 
     It hides what was committed in the group or later, and scores what was committed in the group.
     """
-    return in_order(trace, trace.unmask_step_BC, config.shrink)
+    return in_order(trace, rows_B, config, trace.unmask_step_BC, config.shrink)
 
 
 @MASKINGS.implements(ReplayConfig)
@@ -111,7 +165,7 @@ def replay(trace: Trace, rows_B: Tensor, config: ReplayConfig, key: int) -> Mask
     The sum of the log-probs is the sampler's own, sum of `trace.logp_BC`, so its gradient is that
     of the trajectory's tokens, without bias.
     """
-    return in_order(trace, trace.unmask_step_BC, 1)
+    return in_order(trace, rows_B, config, trace.unmask_step_BC, 1)
 
 
 @MASKINGS.implements(LeftToRightConfig)
@@ -121,4 +175,4 @@ def left_to_right(trace: Trace, rows_B: Tensor, config: LeftToRightConfig, key: 
     The sum of the log-probs is the exact log-likelihood of an autoregressive sampler.
     """
     before_BC = trace.committed_BC.cumsum(1) - 1
-    return in_order(trace, before_BC, 1)
+    return in_order(trace, rows_B, config, before_BC, 1)

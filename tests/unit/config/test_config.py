@@ -79,6 +79,10 @@ def facts(message: str) -> list[str]:
         (["rollout=factor", "rollout.factor=0"], "rollout.factor=0.0 must be greater than 0"),
         (["rollout.confidence=entropy"], "rollout.confidence=entropy is no number from 0 to 1"),
         (["rollout.position_temperature=1"], "rollout.position_temperature=1.0 draws an order"),
+        (
+            ["rollout=static", "rollout.confidence=random", "rollout.confidence_from=drawn"],
+            "rollout.confidence_from=drawn does not apply to rollout.confidence=random",
+        ),
         (["rollout.top_p=0"], "rollout.top_p=0.0 must be above 0"),
         (["model.lora.alpha=0"], "model.lora.alpha=0.0 must be greater than 0"),
         (["model.lora.alpha=nan"], "model.lora.alpha=nan must be a finite number"),

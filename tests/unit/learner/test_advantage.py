@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from drift.config.objective import AdvantageEstimator
-from drift.learner.advantage import estimate, group_centered, group_normalized, leave_one_out
+from drift.learner.advantage import (
+    estimate,
+    group_centered,
+    group_normalized,
+    leave_one_out,
+    z_score,
+)
 
 
 def test_centered_is_reward_minus_group_mean() -> None:
@@ -21,6 +27,27 @@ def test_normalized_divides_by_the_sample_standard_deviation() -> None:
 def test_normalized_never_divides_by_less_than_a_hundredth() -> None:
     rewards = torch.tensor([1.0, 1.001])
     assert group_normalized(rewards, 2).tolist() == pytest.approx([-0.05, 0.05], rel=1e-3)
+
+
+def test_z_score_divides_by_the_population_standard_deviation_without_a_floor() -> None:
+    # (1, 0, 0, 0): mean 1/4, variance (9/16 + 3/16) / 4 = 3/16
+    std = 3**0.5 / 4
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 2.0, 4.0, 6.0, 8.0])
+    expected = [0.75 / std, *[-0.25 / std] * 3, *[0.0] * 4]
+    expected += [x / 5**0.5 for x in (-3, -1, 1, 3)]
+    assert z_score(rewards, 4).tolist() == pytest.approx(expected)
+    close = torch.tensor([0.0, 2**-12])  # group_normalized gives less than 0.02 here
+    assert z_score(close, 2).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, -7.3])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_z_score_of_equal_rewards_is_zero(reward: float, size: int) -> None:
+    rewards = torch.full((2 * size,), reward)
+    rewards[-1] += 1
+    advantages = estimate(rewards, size, AdvantageEstimator.z_score)
+    assert advantages.values_B[:size].tolist() == [0] * size
+    assert z_score(rewards[:size], size).tolist() == [0] * size
 
 
 def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:

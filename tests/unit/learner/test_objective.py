@@ -6,10 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from drift.config.objective import KLEstimator, Level, Normalization, PpoClipConfig
-from drift.learner.objective import ScoredTokens, k1, k2, k3, policy_objective, ppo_clip, weigh
+from drift.config.objective import (
+    KLEstimator,
+    KLReduction,
+    Level,
+    Normalization,
+    PpoClipConfig,
+)
+from drift.learner.objective import (
+    Counts,
+    ScoredTokens,
+    k1,
+    k2,
+    k3,
+    kl_weights,
+    local_counts,
+    policy_objective,
+    ppo_clip,
+    weigh,
+)
 from drift.learner.sequence_objective import ScoredRows, sequence_objective
-from tests.conftest import bools, objective
+from tests.conftest import as_views, bools, dense, objective
 
 
 def tokens(
@@ -19,6 +36,7 @@ def tokens(
     old: list[float] | None = None,
     reference: list[float] | None = None,
     entropy: list[float] | None = None,
+    kl_share: float = 1.0,
 ) -> ScoredTokens:
     logp_N = torch.tensor(logp, requires_grad=True)
     return ScoredTokens(
@@ -28,6 +46,7 @@ def tokens(
         reference_logp_N=None if reference is None else torch.tensor(reference),
         advantage_N=torch.tensor(advantage),
         weight_N=torch.full((len(logp),), 1 / len(logp)),
+        kl_weight_N=torch.full((len(logp),), kl_share / len(logp)),
         num_tokens=len(logp),
     )
 
@@ -108,21 +127,33 @@ def token_weights(
     scored_KBC: Tensor,
     normalization: Normalization,
     *,
-    num_rows: int = 2,
-    num_tokens: int = 4,
     weight_KB: Tensor | None = None,
     length_B: Tensor = LENGTH,
+    counts: Counts | None = None,
 ) -> Tensor:
-    return weigh(scored_KBC, weight_KB, length_B, normalization, num_rows, num_tokens).token_KBC
+    """What every token of a canvas of 4 counts: [K, B, 4]; counts: of all ranks."""
+    views = as_views(scored_KBC, weight_KB=weight_KB, length_B=length_B)
+    counts = local_counts(views, length_B) if counts is None else counts
+    weights = weigh(views, length_B, normalization, counts, 4)
+    return dense(weights.token_N, views, len(scored_KBC), 4)
+
+
+def test_counts_are_those_of_rows_tokens_states_and_views() -> None:
+    two_views = torch.cat([SCORED, bools([[0, 1, 0, 0], [0, 0, 0, 0]])[None]])
+    counts = local_counts(as_views(two_views), LENGTH)
+    assert counts == Counts(rows=2, size=5, tokens=5, states=3, order_tokens=[4, 1])
+    weighted = as_views(two_views, weight_KB=torch.ones(2, 2))
+    expected = Counts(rows=2, size=6, tokens=5, states=3, order_tokens=[4, 1])
+    assert local_counts(weighted, LENGTH) == expected
 
 
 def test_token_normalization_weighs_every_token_the_same() -> None:
-    weights = token_weights(SCORED, Normalization.token, num_rows=2, num_tokens=4)
+    weights = token_weights(SCORED, Normalization.token)
     assert weights[0].tolist() == [[0.25, 0.25, 0.25, 0], [0.25, 0, 0, 0]]
 
 
 def test_sample_normalization_weighs_every_completion_the_same() -> None:
-    weights = token_weights(SCORED, Normalization.sample, num_rows=2, num_tokens=4)
+    weights = token_weights(SCORED, Normalization.sample)
     assert weights[0, 0].tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 0])
     assert weights[0, 1].tolist() == [0.5, 0, 0, 0]
 
@@ -143,7 +174,7 @@ def test_a_weighted_view_counts_by_its_weight_over_the_rows_length() -> None:
     weight_KB = torch.tensor([[2.0, 0.5]])
     sample = token_weights(SCORED, Normalization.sample, weight_KB=weight_KB)
     assert sample[0].tolist() == [[0.25, 0.25, 0.25, 0], [0.125, 0, 0, 0]]
-    token = token_weights(SCORED, Normalization.token, num_tokens=6, weight_KB=weight_KB)
+    token = token_weights(SCORED, Normalization.token, weight_KB=weight_KB)
     assert token[0].tolist() == [
         pytest.approx([1 / 3, 1 / 3, 1 / 3, 0]),
         pytest.approx([1 / 12, 0, 0, 0]),
@@ -157,24 +188,88 @@ def test_rows_that_are_left_out_weigh_nothing() -> None:
     for weight_KB in (None, torch.ones(1, 2)):
         for normalization in Normalization:
             length_B = torch.tensor([4, 0])
-            weights = weigh(scored, weight_KB, length_B, normalization, 1, 3)
+            views = as_views(scored, weight_KB=weight_KB)
+            counts = local_counts(views, length_B)
+            weights = weigh(views, length_B, normalization, counts, 4)
+            assert counts.rows == 1
             assert weights.row_B[1] == 0
-            assert weights.token_KBC.isfinite().all()
+            assert weights.row_B.isfinite().all()
+            assert weights.token_N.isfinite().all()
+            assert (weights.token_N > 0).all()
+            assert weights.mean_B.tolist() == [1, 0]
+
+
+def test_nothing_to_score_weighs_nothing() -> None:
+    none = torch.zeros(2, 2, 4, dtype=torch.bool)
+    for normalization in Normalization:
+        assert not token_weights(none, normalization, length_B=torch.tensor([0, 0])).any()
 
 
 def test_a_row_is_averaged_over_all_its_views() -> None:
     two_views = bools([[1, 1, 0, 0], [0, 0, 1, 1]])[:, None]
-    weights = token_weights(two_views, Normalization.sample, num_rows=1, length_B=torch.tensor([4]))
+    weights = token_weights(two_views, Normalization.sample, length_B=torch.tensor([4]))
     assert weights.sum().item() == 1
     assert weights[0, 0].tolist() == [0.25, 0.25, 0, 0]
+
+
+# row 0: 2 tokens, 1 and none in its views; row 1: 1, none and 1
+THREE_VIEWS = torch.stack(
+    [
+        bools([[1, 1, 0, 0], [1, 0, 0, 0]]),
+        bools([[0, 0, 1, 0], [0, 0, 0, 0]]),
+        bools([[0, 0, 0, 0], [0, 1, 0, 0]]),
+    ]
+)
+
+
+def test_view_normalization_weighs_every_view_with_tokens_the_same() -> None:
+    weights = token_weights(THREE_VIEWS, Normalization.view)
+    assert weights[:, 0].tolist() == [[0.125, 0.125, 0, 0], [0, 0, 0.25, 0], [0] * 4]
+    assert weights[:, 1].tolist() == [[0.25, 0, 0, 0], [0] * 4, [0, 0.25, 0, 0]]
+
+
+def test_view_token_normalization_is_the_mean_over_views_of_their_mean_over_all_rows() -> None:
+    weights = token_weights(THREE_VIEWS, Normalization.view_token)
+    ninth, third = pytest.approx(1 / 9), pytest.approx(1 / 3)
+    assert weights[:, 0].tolist() == [[ninth, ninth, 0, 0], [0, 0, third, 0], [0] * 4]
+    assert weights[:, 1].tolist() == [[ninth, 0, 0, 0], [0] * 4, [0, third, 0, 0]]
+
+
+@pytest.mark.parametrize("normalization", [Normalization.view, Normalization.view_token])
+def test_a_weighted_masking_counts_by_its_weights_and_not_by_views(
+    normalization: Normalization,
+) -> None:
+    weight_KB = torch.tensor([[2.0, 0.5], [1.0, 3.0], [1.0, 1.0]])
+    found, sample = (
+        token_weights(THREE_VIEWS, one, weight_KB=weight_KB)
+        for one in (normalization, Normalization.sample)
+    )
+    assert torch.equal(found, sample)
+
+
+def test_a_kl_is_a_mean_or_the_sum_over_its_view() -> None:
+    views = as_views(THREE_VIEWS)
+    weight_N = weigh(views, LENGTH, Normalization.view, local_counts(views, LENGTH), 4).token_N
+    assert torch.equal(kl_weights(views, weight_N, KLReduction.mean), weight_N)
+    summed = dense(kl_weights(views, weight_N, KLReduction.sum), views, 3, 4)
+    assert torch.equal(summed, 0.25 * THREE_VIEWS)  # a quarter of each of four views' sums
+
+
+def test_the_kl_has_weights_of_its_own() -> None:
+    batch = tokens([-1.0, -1.0], [0.0, 0.0], reference=[-1.0, -2.0], kl_share=3.0)
+    output = policy_objective(batch, objective(kl_coef=0.1, kl_estimator=KLEstimator.k2))
+    assert output.loss.item() == pytest.approx(3 * 0.1 * (0.0 + 0.5) / 2)
+    assert output.sums["kl/k2"].item() == pytest.approx(0.25)  # a mean is logged
 
 
 @pytest.mark.parametrize("importance", [1.0, 0.3])  # a factor of every token's weight
 def test_what_is_logged_is_a_mean_whatever_a_token_weighs(importance: float) -> None:
     # four scored tokens: entropy 0.4 on average, KL k2 of 0.08, one of them clipped
+    views = as_views(THREE_VIEWS[:2])
     seen: list[float] = []
     for normalization in Normalization:
-        weight_N = importance * token_weights(SCORED, normalization)[SCORED]
+        weights = weigh(views, LENGTH, normalization, local_counts(views, LENGTH), 4)
+        weight_N = importance * weights.token_N
         batch = ScoredTokens(
             logp_N=torch.tensor([-1.0, -1.0, -1.0, -0.5]),
             entropy_N=torch.tensor([0.1, 0.2, 0.3, 1.0]),
@@ -182,6 +277,7 @@ def test_what_is_logged_is_a_mean_whatever_a_token_weighs(importance: float) -> 
             reference_logp_N=torch.tensor([-1.4] * 3 + [-0.9]),
             advantage_N=torch.ones(4),
             weight_N=weight_N,
+            kl_weight_N=weight_N,
             num_tokens=4,
         )
         config = objective(PpoClipConfig, kl_coef=0.1, kl_estimator=KLEstimator.k2)
@@ -196,13 +292,15 @@ def test_what_is_logged_is_a_mean_whatever_a_token_weighs(importance: float) -> 
 @pytest.mark.parametrize("normalization", list(Normalization))
 def test_of_whole_rows_too_a_mean_is_logged(normalization: Normalization) -> None:
     # of 4 and 2 tokens; the first has moved by 0.5 a token and is clipped, the second by 0
-    moved_BC = torch.tensor([[0.5], [0.0]]).expand(2, 4) * SCORED[0]
+    views = as_views(SCORED, length_B=LENGTH)
+    moved_N = torch.tensor([0.5, 0.0])[views.row_N]
     rows = ScoredRows(
-        logp_KBC=moved_BC[None],
-        old_logp_KBC=torch.zeros(1, 2, 4),
-        reference_logp_KBC=(moved_BC + 0.1 * SCORED[0])[None],
+        logp_N=moved_N,
+        old_logp_N=torch.zeros(4),
+        reference_logp_N=moved_N + 0.1,
         advantage_B=torch.ones(2),
-        weights=weigh(SCORED, None, LENGTH, normalization, 2, 4),
+        views=views,
+        weights=weigh(views, LENGTH, normalization, local_counts(views, LENGTH), 4),
         group_size=2,
     )
     config = objective(
@@ -215,11 +313,17 @@ def test_of_whole_rows_too_a_mean_is_logged(normalization: Normalization) -> Non
     assert sums["kl/k2"].item() == pytest.approx(kl)
 
 
+@pytest.mark.parametrize("scored_KBC", [SCORED, THREE_VIEWS], ids=["one view", "three views"])
 @pytest.mark.parametrize("normalization", list(Normalization))
-def test_halves_of_a_batch_add_up_to_the_whole(normalization: Normalization) -> None:
-    whole = token_weights(SCORED, normalization)
+def test_halves_of_a_batch_add_up_to_the_whole(
+    normalization: Normalization, scored_KBC: Tensor
+) -> None:
+    whole = token_weights(scored_KBC, normalization)
+    counts = local_counts(as_views(scored_KBC), LENGTH)
     halves = [
-        token_weights(SCORED[:, i : i + 1], normalization, length_B=LENGTH[i : i + 1])
+        token_weights(
+            scored_KBC[:, i : i + 1], normalization, length_B=LENGTH[i : i + 1], counts=counts
+        )
         for i in range(2)
     ]
     assert torch.equal(torch.cat(halves, dim=1), whole)

@@ -1,4 +1,7 @@
-"""Each preset's loss and gradient against its published formula; what contradicts is refused."""
+"""The loss and gradient of objectives and presets against the papers' formulas; refusals.
+
+The presets of which the code was read are in test_published.py.
+"""
 
 import re
 
@@ -8,19 +11,25 @@ from torch import Tensor
 
 from drift.common import rng
 from drift.common.errors import ConfigError
-from drift.common.types import TokenLogps
 from drift.config.checks import idle_settings, validate
 from drift.config.commands import RunConfig
 from drift.config.compose import CONF, typed
-from drift.config.objective import Level, Normalization
+from drift.config.objective import KLReference, Level, Normalization
 from drift.learner.advantage import estimate
 from drift.learner.masking import build_views
-from drift.learner.objective import ScoredTokens, Weights, policy_objective, row_sizes, weigh
+from drift.learner.objective import (
+    ScoredTokens,
+    Weights,
+    kl_weights,
+    local_counts,
+    policy_objective,
+    weigh,
+)
 from drift.learner.sequence_objective import ScoredRows, sequence_objective, upper_bound
-from drift.learner.update import restrict, settle_scored
+from drift.learner.update import likely, restrict
 from drift.learner.value import step_targets, value_loss, with_value_loss
-from tests import configs
-from tests.conftest import ROOT, make_trace
+from tests import configs, published
+from tests.conftest import ROOT, as_views, make_trace
 from tests.formulas import CANVAS, FORMULAS, GROUP, Batch
 
 PAPERS = sorted(
@@ -47,7 +56,7 @@ def random_batch(*overrides: str) -> Batch:
     ]
     trace = make_trace(steps)
     views = build_views(trace, torch.arange(12), config.masking, rng.stream(3, "presets"))
-    shape = views.hidden_KBC.shape
+    shape = (int(views.order_J.max()) + 1, 12, CANVAS)
     old, reference, current = (
         torch.rand(shape, generator=generator, dtype=torch.float64).log().clamp(min=-3)
         for _ in range(3)
@@ -71,52 +80,54 @@ def by_parts(batch: Batch) -> Tensor:
     """The loss as `update` puts it together."""
     objective = batch.config.objective
     advantages = estimate(batch.rewards_B, GROUP, objective.advantage)
+
+    def pick(value_KBC: Tensor) -> Tensor:
+        return value_KBC[views.order_J[views.state_N], views.row_N, views.column_N]
+
     views = restrict(batch.views, advantages.used_B)
-    scored_KBC = settle_scored(views, TokenLogps(logp_KBC=batch.old, entropy_KBC=batch.old * 0))
-    length_B = batch.trace.committed_BC.sum(1) * advantages.used_B
-    size_B = row_sizes(scored_KBC, views.weight_KB, length_B)
-    num_rows, num_tokens = int((size_B > 0).sum()), int(size_B.sum())
-    weights = weigh(
-        scored_KBC, views.weight_KB, length_B, objective.normalization, num_rows, num_tokens
-    )
+    views = views.keep(likely(views, pick(batch.old)))
+    counts = local_counts(views, views.length_B)
+    weights = weigh(views, views.length_B, objective.normalization, counts, CANVAS)
+    logp_N, old_N, reference_N = (pick(x) for x in (batch.logp, batch.old, batch.reference))
+    if objective.kl_reference == KLReference.before:
+        reference_N = old_N
     if objective.level != Level.view:
         rows = ScoredRows(
-            logp_KBC=batch.logp * scored_KBC,
-            old_logp_KBC=batch.old * scored_KBC,
-            reference_logp_KBC=batch.reference * scored_KBC,
+            logp_N=logp_N,
+            old_logp_N=old_N,
+            reference_logp_N=reference_N,
             advantage_B=advantages.values_B,
+            views=views,
             weights=weights,
             group_size=GROUP,
         )
         return sequence_objective(rows, objective).loss
-    advantage_KBC, targets = advantages.values_B[:, None].expand_as(scored_KBC), None
+    advantage_N, targets = advantages.values_B[views.row_N], None
     if advantages.at_end:
-        mean = weigh(scored_KBC, None, length_B, Normalization.sample, num_rows, num_tokens)
+        mean = weigh(views, views.length_B, Normalization.sample, counts, CANVAS)
         targets = step_targets(
-            advantages.values_B, batch.old_value, scored_KBC, mean.token_KBC, objective.value
+            advantages.values_B, pick(batch.old_value), views, mean.token_N, objective.value
         )
-        advantage_KBC = targets.advantage_KBC
+        advantage_N = targets.advantage_N
     tokens = ScoredTokens(
-        logp_N=batch.logp[scored_KBC],
-        entropy_N=torch.zeros(int(scored_KBC.sum())),
-        old_logp_N=batch.old[scored_KBC],
-        reference_logp_N=batch.reference[scored_KBC],
-        advantage_N=advantage_KBC[scored_KBC],
-        weight_N=weights.token_KBC[scored_KBC],
-        num_tokens=int(scored_KBC.sum()),
+        logp_N=logp_N,
+        entropy_N=torch.zeros_like(logp_N),
+        old_logp_N=old_N,
+        reference_logp_N=reference_N,
+        advantage_N=advantage_N,
+        weight_N=weights.token_N,
+        kl_weight_N=kl_weights(views, weights.token_N, objective.kl_reduction),
+        num_tokens=len(logp_N),
     )
     output = policy_objective(tokens, objective)
     if targets is not None:
-        value_N, old_N, return_N, weight_N = (
-            x[scored_KBC]
-            for x in (batch.value, targets.old_KBC, targets.return_KBC, targets.weight_KBC)
-        )
-        loss = value_loss(value_N, old_N, return_N, weight_N, objective.value.clip)
+        value_N, clip = pick(batch.value), objective.value.clip
+        loss = value_loss(value_N, targets.old_N, targets.return_N, targets.weight_N, clip)
         output = with_value_loss(output, loss, objective.value.coef)
     return output.loss
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *PAPERS])
+@pytest.mark.parametrize("name", FORMULAS)
 def test_a_presets_loss_and_gradient_are_its_published_formula(name: str) -> None:
     choice = [f"experiment={name}"] if name in PAPERS else [f"objective={name}", "masking=replay"]
     if name.startswith("tracerl"):
@@ -150,18 +161,25 @@ def test_the_upper_bound_is_above_the_lower_and_has_a_gradient_where_nothing_is_
     share = share / share.sum(0) / 3
     share[:, :, 3] = 0
     length = torch.full((5,), 3)
+    views = as_views(share > 0)
+    picked = (views.order_J[views.state_N], views.row_N, views.column_N)
     rows = ScoredRows(
-        logp_KBC=logp,
-        old_logp_KBC=logp.detach(),
-        reference_logp_KBC=None,
+        logp_N=logp[picked],
+        old_logp_N=logp[picked].detach(),
+        reference_logp_N=None,
         advantage_B=torch.zeros(5),
+        views=views,
         weights=Weights(
-            share_KBC=share, row_B=torch.ones(5), mean_B=torch.ones(5) / 5, length_B=length
+            row_N=views.row_N,
+            share_N=share[picked],
+            row_B=torch.ones(5),
+            mean_B=torch.ones(5) / 5,
+            length_B=length,
         ),
         group_size=5,
     )
     upper = upper_bound(rows, 1.5)
-    assert (upper > rows.means(logp)).all()
+    assert (upper > rows.means(rows.logp_N)).all()
     (gradient,) = torch.autograd.grad(upper.sum(), logp)
     assert gradient.isfinite().all()
     assert (gradient[:, :, 3] == 0).all()
@@ -177,8 +195,9 @@ def test_no_presets_name_stands_where_training_happens() -> None:
         assert not found, path
 
 
-def test_every_preset_has_a_formula_and_names_its_source() -> None:
-    assert set(FORMULAS) == {*LOSSES, *PAPERS}
+def test_every_preset_is_compared_with_its_source_and_names_it() -> None:
+    presets = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    assert {*FORMULAS, *published.LOSSES} == {*LOSSES, *presets}
     for name in PAPERS:
         assert "arXiv" in (CONF / "experiment" / f"{name}.yaml").read_text()
 
@@ -203,7 +222,10 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "objective=sandwich bounds the likelihood by views at several t, which "
             "masking=coupled has not; use masking=elbo, quadrature or block",
         ),
-        (["experiment=spg", "objective.bound_exponent=1"], "objective.bound_exponent=1.0 must be"),
+        (
+            ["experiment=spg", "objective.bound_exponent=0.9"],
+            "objective.bound_exponent=0.9 must be",
+        ),
         (["experiment=spg", "objective.num_updates=2"], "objective.num_updates=2 needs a ratio"),
         (
             ["objective.importance_cap=9"],
@@ -227,6 +249,14 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "objective.importance=truncated weighs each token in its view",
         ),
         (["experiment=espo", "masking.num_views=3"], "masking.num_views=3 must be even for"),
+        (
+            ["masking=elbo", "masking.least_count=1"],
+            "masking.least_count=1 applies to masking.exact_count=true only",
+        ),
+        (
+            ["experiment=espo", "masking.least_count=1"],
+            "masking.least_count=1 does not go with masking.times=antithetic",
+        ),
         (["masking=coupled_ratio", "masking.num_views=2"], "must be a multiple of 3"),
         (
             ["masking=coupled_ratio", "masking.max_ratio=1"],
@@ -253,6 +283,37 @@ def test_every_preset_has_a_formula_and_names_its_source() -> None:
             "objective.value.gae_lambda=2.0 must be from 0 to 1",
         ),
         (["experiment=tracerl_value", "objective.value.clip=0"], "objective.value.clip=0.0 must"),
+        (
+            ["objective=gspo", "objective.normalization=view"],
+            "objective.normalization=view counts views apart, which objective.level=sequence adds "
+            "up; use normalization=sample or level=view",
+        ),
+        (
+            ["objective=ppo_clip", "objective.num_minibatches=2"],
+            "objective.num_minibatches=2 cuts the views of a completion apart; use "
+            "objective.normalization=view",
+        ),
+        (
+            ["objective.num_minibatches=2", "objective.normalization=view"],
+            "objective.num_minibatches=2 needs a ratio to the old policy",
+        ),
+        (
+            ["experiment=tracerl", "masking=elbo"],
+            "objective.kl_reduction=sum adds up the KL of a view; use",
+        ),
+        (
+            ["objective.kl_coef=0.1", "objective.kl_reference=follow", "model.lora.rank=4"],
+            "objective.kl_reference=follow needs a reference of its own, but with "
+            "model.lora.rank=4 the reference is the adapter's base; use start or before",
+        ),
+        (
+            ["objective.follow_every=8"],
+            "objective.follow_every=8 applies to objective.kl_reference=follow only; remove it",
+        ),
+        (
+            ["objective=ppo_clip", "objective.clip_dual=1"],
+            "objective.clip_dual=1.0 must be above 1",
+        ),
         (["masking.prompt_mask_prob=1"], "masking.prompt_mask_prob=1.0 must be from 0 to below 1"),
     ],
 )
@@ -270,8 +331,22 @@ def test_parts_that_contradict_each_other_are_refused(overrides: list[str], mess
         (["experiment=espo"], []),
         (["experiment=espo", "objective.kl_coef=0"], ["objective.kl_estimator=k2 changes nothing"]),
         (
-            ["experiment=diffu_grpo", "objective.num_updates=1"],
+            ["experiment=coupled_grpo", "objective.num_updates=1"],
             ["objective.clip_low=0.5 and clip_high=0.5 change nothing at objective.num_updates=1"],
+        ),
+        (
+            ["masking.redraw=true", "objective.kl_reference=before", "objective.kl_coef=0.1"],
+            [
+                "masking.redraw=true changes nothing at objective.num_updates=1",
+                "objective.kl_reference=before changes nothing at objective.num_updates=1",
+            ],
+        ),
+        (
+            ["experiment=tracerl", "objective.kl_coef=0"],
+            [
+                "objective.kl_reduction=sum changes nothing at objective.kl_coef=0",
+                "objective.kl_reference=before changes nothing at objective.kl_coef=0",
+            ],
         ),
         (["num_steps=3", "optim.warmup_steps=2"], []),
         (

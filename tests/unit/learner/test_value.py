@@ -15,13 +15,13 @@ from drift.config.commands import RunConfig
 from drift.config.model import Dtype
 from drift.config.objective import ValueConfig
 from drift.learner.advantage import estimate
-from drift.learner.likelihood import micro_batches, score
+from drift.learner.likelihood import MicroBatches, score
 from drift.learner.masking import build_views
-from drift.learner.update import update
+from drift.learner.update import parts, update
 from drift.learner.value import moments, step_targets, summary, value_loss
 from drift.policy.base import VALUE_HEAD, Policy
 from drift.rollout.decoding import decode
-from tests.conftest import bools, make_policy, make_rollout, rollout_config
+from tests.conftest import as_views, bools, dense, make_policy, make_rollout, rollout_config
 from tests.formulas import clipped, k3, step_estimates
 from tests.unit.learner.test_presets import composed
 
@@ -36,24 +36,22 @@ def config(**changes: float) -> ValueConfig:
 
 def test_advantages_of_two_steps_by_hand() -> None:
     # two tokens in the first step, one in the second; the reward comes behind it
-    scored_KBC = bools([[1, 1, 0], [0, 0, 1]])[:, None]
-    old_KBC = torch.tensor([[[0.2, 0.4, 0.0]], [[0.0, 0.0, 0.5]]])
+    views = as_views(bools([[1, 1, 0], [0, 0, 1]])[:, None])
     found = step_targets(
-        torch.tensor([1.0]), old_KBC, scored_KBC, scored_KBC / 3,
+        torch.tensor([1.0]), torch.tensor([0.2, 0.4, 0.5]), views, torch.full((3,), 1 / 3),
         config(gamma=0.9, gae_lambda=0.5),
     )  # fmt: skip
     # the last: 1 - 0.5; the first: -V_j + 0.9 * 0.5 + 0.9 * 0.5 * 0.5
-    expected = [[0.675 - 0.2, 0.675 - 0.4, 0.0], [0.0, 0.0, 0.5]]
-    torch.testing.assert_close(found.advantage_KBC[:, 0], torch.tensor(expected))
-    assert found.return_KBC[:, 0].tolist() == [pytest.approx([0.9, 0.9, 0]), [0, 0, 1]]
+    expected = [0.675 - 0.2, 0.675 - 0.4, 0.5]
+    torch.testing.assert_close(found.advantage_N, torch.tensor(expected))
+    assert found.return_N.tolist() == pytest.approx([0.9, 0.9, 1])
 
 
 def test_without_discount_an_advantage_is_the_reward_minus_the_tokens_value() -> None:
-    scored_KBC = bools([[1, 0, 1], [0, 1, 0]])[:, None]
-    old_KBC = torch.rand(2, 1, 3) * scored_KBC
-    found = step_targets(torch.tensor([0.7]), old_KBC, scored_KBC, scored_KBC / 3, config())
-    expected = (0.7 - old_KBC) * scored_KBC
-    torch.testing.assert_close(found.advantage_KBC, expected)
+    views = as_views(bools([[1, 0, 1], [0, 1, 0]])[:, None])
+    old_N = torch.rand(3)
+    found = step_targets(torch.tensor([0.7]), old_N, views, torch.full((3,), 1 / 3), config())
+    torch.testing.assert_close(found.advantage_N, 0.7 - old_N)
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,26 +67,29 @@ def test_targets_are_the_sums_over_later_steps(
     """Rows whose steps have gaps, end early, or hold nothing."""
     generator = torch.Generator().manual_seed(seed)
     scored_KBC = torch.tensor(order) == torch.arange(5)[:, None, None]
-    old_KBC = torch.randn(scored_KBC.shape, generator=generator) * scored_KBC
+    views = as_views(scored_KBC)
+    old_N = torch.randn(len(views.state_N), generator=generator)
     reward_B = torch.randn(len(order), generator=generator)
     found = step_targets(
-        reward_B, old_KBC, scored_KBC, scored_KBC.float(),
+        reward_B, old_N, views, torch.ones_like(old_N),
         config(gamma=gamma, gae_lambda=gae_lambda),
     )  # fmt: skip
-    assert not found.advantage_KBC[~scored_KBC].any()
-    assert not found.return_KBC[~scored_KBC].any()
+    assert len(found.advantage_N) == len(found.return_N) == scored_KBC.sum()
+    old_KBC, advantage_KBC, return_KBC = (
+        dense(x, views, 5, 5) for x in (old_N, found.advantage_N, found.return_N)
+    )
     for b in range(len(order)):
-        views = [k for k in range(5) if scored_KBC[k, b].any()]
-        steps = [old_KBC[k, b, scored_KBC[k, b]].tolist() for k in views]
+        own = [k for k in range(5) if scored_KBC[k, b].any()]
+        steps = [old_KBC[k, b, scored_KBC[k, b]].tolist() for k in own]
         if not steps:
             continue
         returns, advantages = step_estimates(steps, float(reward_B[b]), gamma, gae_lambda)
-        for k, wish, advantage in zip(views, returns, advantages, strict=True):
+        for k, wish, advantage in zip(own, returns, advantages, strict=True):
             here = scored_KBC[k, b]
             torch.testing.assert_close(
-                found.advantage_KBC[k, b, here], torch.tensor(advantage), atol=1e-5, rtol=1e-4
+                advantage_KBC[k, b, here], torch.tensor(advantage), atol=1e-5, rtol=1e-4
             )
-            assert found.return_KBC[k, b, here].tolist() == pytest.approx([wish] * len(advantage))
+            assert return_KBC[k, b, here].tolist() == pytest.approx([wish] * len(advantage))
 
 
 def test_the_value_loss_stops_what_went_further_than_the_clip() -> None:
@@ -103,14 +104,26 @@ def test_the_value_loss_stops_what_went_further_than_the_clip() -> None:
 
 
 def test_explained_variance_by_hand() -> None:
-    scored_KBC = bools([[1, 1, 1, 1]])[None]
-    returns = torch.tensor([[[1.0, 0, 1, 0]]])
-    found = step_targets(torch.zeros(1), returns * 0.5, scored_KBC, scored_KBC / 4, config())
-    sums = moments(replace(found, return_KBC=returns))
+    views = as_views(bools([[1, 1, 1, 1]])[None])
+    returns = torch.tensor([1.0, 0, 1, 0])
+    found = step_targets(torch.zeros(1), returns * 0.5, views, torch.full((4,), 0.25), config())
+    sums = moments(replace(found, return_N=returns))
     # Var(R) = 1/4; the errors 0.5 and 0 have variance 1/16
     assert summary(sums) == pytest.approx({"value/mean": 0.25, "value/explained_variance": 0.75})
-    same = moments(replace(found, return_KBC=torch.ones_like(returns)))
+    same = moments(replace(found, return_N=torch.ones_like(returns)))
     assert summary(same) == {"value/mean": 0.25}
+
+
+# a loss that is a mean over rows; the views are the steps of the trace
+BY_ROW = (
+    "experiment=tracerl_value",
+    "masking.tail=sampled",
+    "objective.num_updates=2",
+    "objective.num_minibatches=1",
+    "objective.normalization=sample",
+    "objective.kl_reduction=mean",
+    "objective.kl_reference=start",
+)
 
 
 def sampled(policy: Policy, key: int = KEY) -> Rollout:
@@ -143,33 +156,32 @@ def trained(policy: Policy, rollout: Rollout, run: RunConfig) -> tuple[Tensor, l
     gradients: list[Tensor] = []
 
     class Watched(Engine):
-        def step(self) -> float:
+        def step(self, scale: float = 1.0) -> float:
             parts = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
-            gradients.append(torch.cat(parts).clone())
-            return super().step()
+            gradients.append(scale * torch.cat(parts))
+            return super().step(scale)
 
     engine = Watched(ClusterConfig(name="local"), Dtype.float32)
     engine.prepare(policy, run.optim, 8, lrs={VALUE_HEAD: run.objective.value.lr})
     advantages = estimate(REWARDS, GROUP, run.objective.advantage)
     views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
     reference = make_policy(seed=2) if run.objective.kl_coef else None
-    report = update(engine, policy, reference, rollout, advantages, views, run)
+    report = update(engine, policy, reference, rollout, advantages, [views], run)
     return torch.tensor(report.metrics["loss/total"]), gradients
 
 
 def scores_of(policy: Policy, rollout: Rollout, run: RunConfig) -> tuple[Tensor, ...]:
     """Log-probs and values [K, B, C] of everything that is scored, with graph, in one forward."""
     views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
-    scored = views.scored_KBC
-    (batch,) = micro_batches(rollout, views.hidden_KBC, scored, policy.special, 10_000)
-    logp_N, _, value_N = score(policy, batch, 1.0)
-    place = (batch.view_N, batch.batch_N, batch.canvas_N)
-    value_N = torch.zeros_like(logp_N) if value_N is None else value_N
-    return (
-        scored,
-        torch.zeros(scored.shape).index_put(place, logp_N),
-        torch.zeros(scored.shape).index_put(place, value_N),
-    )
+    (batch,) = MicroBatches(rollout, views, policy.special, 10_000)
+    logp_M, _, value_M = score(policy, batch, 1.0)
+    value_M = torch.zeros_like(logp_M) if value_M is None else value_M
+    empty_N, place = torch.zeros(len(views.state_N)), (batch.token_N,)
+    parts_N = (
+        ~views.candidate_N, empty_N.index_put(place, logp_M), empty_N.index_put(place, value_M),
+    )  # fmt: skip
+    num_views = int(views.order_J.max()) + 1
+    return tuple(dense(part_N, views, num_views, 8) for part_N in parts_N)
 
 
 def plain_loss(policy: Policy, before: Policy, rollout: Rollout, run: RunConfig) -> Tensor:
@@ -202,7 +214,7 @@ def plain_loss(policy: Policy, before: Policy, rollout: Rollout, run: RunConfig)
 def test_an_updates_gradient_is_that_of_the_whole_loss() -> None:
     """Policy and head together; small micro-batches, steps of two, a discount."""
     run = settings_of(
-        "experiment=tracerl_value", "masking.shrink=2", "objective.value.gamma=0.9",
+        *BY_ROW, "masking.shrink=2", "objective.value.gamma=0.9",
         "objective.value.gae_lambda=0.8", "objective.value.coef=0.5", "objective.num_updates=1",
     )  # fmt: skip
     policy = with_head()
@@ -219,7 +231,7 @@ def test_an_updates_gradient_is_that_of_the_whole_loss() -> None:
 
 def test_the_second_update_clips_by_the_values_before_the_first() -> None:
     run = settings_of(
-        "experiment=tracerl_value", "masking.shrink=2", "objective.value.lr=0.1",
+        *BY_ROW, "masking.shrink=2", "objective.value.lr=0.1",
         "objective.value.clip=0.05", "objective.value.gamma=1",
     )  # fmt: skip
     policy = with_head()
@@ -228,7 +240,7 @@ def test_the_second_update_clips_by_the_values_before_the_first() -> None:
     assert len(gradients) == 2
     once = with_head()
     trained(once, rollout, settings_of(
-        "experiment=tracerl_value", "masking.shrink=2", "objective.value.lr=0.1",
+        *BY_ROW, "masking.shrink=2", "objective.value.lr=0.1",
         "objective.value.clip=0.05", "objective.num_updates=1",
     ))  # fmt: skip
     scored, _, values = scores_of(once, rollout, run)
@@ -239,11 +251,47 @@ def test_the_second_update_clips_by_the_values_before_the_first() -> None:
     assert (gradients[1] - expected).norm() < 1e-4 * expected.norm()
 
 
+def test_a_mini_batch_weighs_its_rows_like_a_batch() -> None:
+    """The first of three: the mean over its views, and for the values the mean over its rows."""
+    run = settings_of(
+        "experiment=tracerl_value", "masking.shrink=2", "masking.tail=sampled",
+        "objective.num_minibatches=3", "objective.kl_coef=0", "objective.value.coef=0.5",
+    )  # fmt: skip
+    policy = with_head()
+    rollout = sampled(policy)
+    _, gradients = trained(policy, rollout, run)
+    assert len(gradients) == 3
+    again = with_head()
+    scored, logp, value = scores_of(again, rollout, run)
+    states = [(b, k) for b in range(len(REWARDS)) for k in range(len(scored)) if scored[k, b].any()]
+    views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
+    first = views.keep(parts(views, 3)[0])
+    part = {*zip(first.row_N.tolist(), first.order_J[first.state_N].tolist(), strict=True)}
+    assert 0 < len(part) < len(states)
+    policies: list[Tensor] = []
+    errors: dict[int, list[Tensor]] = {}
+    for b in range(len(REWARDS)):
+        views = [k for row, k in states if row == b]
+        old = [value[k, b, scored[k, b]].detach() for k in views]
+        returns, advantages = step_estimates([v.tolist() for v in old], float(REWARDS[b]), 1, 1)
+        for k, then, wish, advantage in zip(views, old, returns, advantages, strict=True):
+            if (b, k) not in part:
+                continue
+            here = scored[k, b]
+            ratio = (logp[k, b, here] - logp[k, b, here].detach()).exp()
+            policies.append(-clipped(ratio, torch.tensor(advantage), 0.2, 0.2).mean())
+            errors.setdefault(b, []).append((value[k, b, here] - wish).square() / 2 + 0 * then)
+    values = torch.stack([torch.cat(terms).mean() for terms in errors.values()])
+    loss = torch.stack(policies).mean() + 0.5 * values.mean()
+    expected = torch.cat([p.flatten() for p in torch.autograd.grad(loss, list(again.parameters()))])
+    assert (gradients[0] - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_only_the_heads_learning_rate_is_the_heads() -> None:
     states: dict[str, Policy] = {}
     for lr in ("0.003", "0.05"):
         states[lr] = with_head()
-        choice = ("experiment=tracerl_value", f"objective.value.lr={lr}", "objective.num_updates=1")
+        choice = (*BY_ROW, f"objective.value.lr={lr}", "objective.num_updates=1")
         trained(states[lr], sampled(make_policy(seed=1)), settings_of(*choice))
     same, other, start = (p.state_dict() for p in (*states.values(), with_head()))
     for name, tensor in same.items():
@@ -269,7 +317,7 @@ def test_a_head_that_is_not_asked_changes_no_bit(choice: str) -> None:
 
 
 def test_equal_rewards_teach_the_value_model() -> None:
-    run = settings_of("experiment=tracerl_value", "objective.num_updates=1", "objective.kl_coef=0")
+    run = settings_of(*BY_ROW, "objective.num_updates=1", "objective.kl_coef=0")
     policy = make_policy(seed=1)
     policy.attach_value_head()
     engine = Engine(ClusterConfig(name="local"), Dtype.float32)
@@ -277,7 +325,7 @@ def test_equal_rewards_teach_the_value_model() -> None:
     rollout = sampled(policy)
     views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
     advantages = estimate(torch.ones(12), GROUP, run.objective.advantage)
-    report = update(engine, policy, None, rollout, advantages, views, run)
+    report = update(engine, policy, None, rollout, advantages, [views], run)
     assert advantages.zero_variance_groups == 3
     assert report.metrics["masking/scored_tokens"] == rollout.trace.committed_BC.sum()
     assert report.metrics["value/loss"] == pytest.approx(0.5)  # (1 - 0)^2 / 2
@@ -287,7 +335,7 @@ def test_equal_rewards_teach_the_value_model() -> None:
 
 
 def test_the_value_model_learns_which_prompts_are_easy() -> None:
-    run = settings_of("experiment=tracerl_value", "masking.shrink=1", lr=1e-4, rows=64)
+    run = settings_of(*BY_ROW, "masking.shrink=1", lr=1e-4, rows=64)
     policy = make_policy(seed=1)
     policy.attach_value_head()
     engine = Engine(ClusterConfig(name="local"), Dtype.float32)
@@ -298,7 +346,7 @@ def test_the_value_model_learns_which_prompts_are_easy() -> None:
         easy_B = torch.tensor([1.0, 0.0, 0.5]).repeat_interleave(GROUP)
         advantages = estimate(easy_B, GROUP, run.objective.advantage)
         views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
-        report = update(engine, policy, make_policy(seed=1), rollout, advantages, views, run)
+        report = update(engine, policy, make_policy(seed=1), rollout, advantages, [views], run)
         explained.append(report.metrics["value/explained_variance"])
     assert explained[0] == 0  # a value of 0 everywhere
     assert sum(explained[-10:]) / 10 > 0.5  # of completions it was not trained on

@@ -8,7 +8,7 @@ import torch
 from drift.config.compose import typed
 from drift.config.model import Dtype
 from drift.config.rollout import CacheMode
-from drift.learner.likelihood import micro_batches, token_logps
+from drift.learner.likelihood import MicroBatches, token_logps
 from drift.planning.diagnosis import Inspection, caches, examine, padding, replay, shift
 from drift.policy.loading import load_policy, torch_dtype
 from drift.rollout.caching import Cached
@@ -91,8 +91,9 @@ def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> 
     trace = decode(policy, prompts, rows, config, key=5)
     rollout = make_rollout(prompts, trace)
     views = replay_views(rollout)
-    batches = micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64)
-    learner_BC = token_logps(policy, batches, views.hidden_KBC.shape, 1.0).logp_KBC.sum(0)
+    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=10_000)
+    learner_BC = torch.zeros_like(trace.logp_BC)
+    learner_BC[views.row_N, views.column_N] = token_logps(policy, batches, 1.0).logp_N
     torch.testing.assert_close(learner_BC, trace.logp_BC, atol=1e-5, rtol=0)
     for row, prompt in enumerate(prompts):
         alone = decode(policy, [prompt], rows[row : row + 1], config, key=5)

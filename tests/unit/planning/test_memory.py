@@ -12,7 +12,7 @@ from drift.common import rng
 from drift.config.model import Dtype, LoraConfig, ModelConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig
-from drift.learner.likelihood import micro_batches, score
+from drift.learner.likelihood import MicroBatches, score
 from drift.planning.memory import (
     UNSHARDED,
     Sharding,
@@ -81,7 +81,7 @@ def test_logits_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[5, 6, 7], [4], [9, 8, 7]]
     rollout = make_rollout(prompts, decode(policy, prompts, torch.arange(3), rollout_config(), KEY))
     views = replay_views(rollout)
-    batches = micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64)
+    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=1024)
     with Watch() as watch:
         for batch in batches:
             score(policy, batch, 1.0)[0].sum().backward()

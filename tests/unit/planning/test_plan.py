@@ -14,9 +14,9 @@ from drift.config.cluster import ClusterConfig
 from drift.config.commands import RunConfig
 from drift.config.masking import CoupledConfig, SequentialConfig
 from drift.config.model import Dtype, LoraConfig, ModelConfig
-from drift.config.objective import ObjectiveConfig
+from drift.config.objective import Normalization, ObjectiveConfig
 from drift.config.optim import OptimConfig
-from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights
+from drift.config.rollout import CacheMode, RolloutConfig, RolloutWeights, Schedule
 from drift.planning import cost, memory
 from drift.planning.memory import Sharding, Sizes, Terms
 from drift.planning.shapes import HUB, SHAPES
@@ -61,14 +61,18 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={attention: forward, backwards: backward})
 
 
+@pytest.mark.parametrize("schedule", Schedule)
 @pytest.mark.parametrize("cache", CacheMode)
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_flops_of_rollout_are_those_that_torch_counts(family: str, cache: CacheMode) -> None:
+def test_flops_of_rollout_are_those_that_torch_counts(
+    family: str, cache: CacheMode, schedule: Schedule
+) -> None:
     policy = make_policy(family)
     policy.special = replace(policy.special, stop=(-1,))  # no row ends early
     settings = replace(
-        rollout_config(), cache=cache, gen_length=12, block_length=4, steps=6, max_rows=3
-    )
+        rollout_config(schedule=schedule),
+        cache=cache, gen_length=12, block_length=4, steps=6, max_rows=3,
+    )  # fmt: skip
     prompts = [[5, 6, 7], [7, 6, 5], [8, 9, 3]]
     with counter() as measured:
         decode(policy, prompts, torch.arange(3), settings, rng.stream(0, "test"))
@@ -96,13 +100,18 @@ def test_flops_of_the_learner_are_those_that_torch_counts(checkpointing: bool) -
 
 def test_an_adapters_backward_and_frozen_policies_are_counted() -> None:
     lora = ModelConfig(lora=LoraConfig(rank=4))
-    assert cost.passes(config()) == {"frozen": 0, "trained": 3}
-    assert cost.passes(config(lora, objective=objective(kl_coef=0.1))) == {
+    assert cost.passes(config(), 512) == {"frozen": 0, "trained": 3}
+    assert cost.passes(config(lora, objective=objective(kl_coef=0.1)), 512) == {
         "frozen": 1,
         "trained": 2,
     }
-    assert cost.passes(config(masking=SequentialConfig()))["frozen"] == 1
-    assert cost.passes(config(masking=SequentialConfig(low_prob_threshold=1)))["frozen"] == 0
+    # candidates are chosen in the forward that trains where the views of a row fit into one
+    few = config(masking=SequentialConfig(), optim=OptimConfig(tokens_per_forward=2048))
+    assert cost.passes(few, 512)["frozen"] == 0
+    assert cost.passes(few, 513)["frozen"] == 1
+    by_order = objective(normalization=Normalization.view_token)
+    assert cost.passes(config(masking=SequentialConfig(), objective=by_order), 8)["frozen"] == 1
+    assert cost.passes(config(masking=SequentialConfig(low_prob_threshold=1)), 512)["frozen"] == 0
 
 
 @given(stage=st.integers(1, 3), ranks=st.integers(1, 512), dtype=st.sampled_from(Dtype))

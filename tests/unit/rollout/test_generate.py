@@ -49,6 +49,7 @@ def test_a_terminal_takes_no_orders_from_a_model(tiny: Policy) -> None:
     screen = Screen(Console(), tiny, ["a\x1b[2J"], 1)
     canvas = tiny.tokenizer("7+3", add_special_tokens=False)["input_ids"]
     trace = Trace(
+        prompt_length_B=torch.tensor([3]),
         canvas_BC=torch.tensor([[*canvas, tiny.special.mask]]),
         unmask_step_BC=torch.tensor([[0, 0, 1, -1]]),
         logp_BC=torch.tensor([[0.95, 0.7, 0.1, 1.0]]).log(),

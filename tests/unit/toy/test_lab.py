@@ -29,8 +29,8 @@ from drift.config.rollout import (
     StaticConfig,
     ThresholdConfig,
 )
-from drift.learner.likelihood import micro_batches, score
-from drift.learner.masking import build_views, prompt_masks
+from drift.learner.likelihood import MicroBatches, score
+from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
 from drift.toy.estimates import measure_masking, measure_objective
@@ -155,9 +155,10 @@ def test_the_samplers_gradient_is_what_the_learner_makes_of_replay() -> None:
     rollout = as_rollout(known, torch.arange(len(known.prob_B)), 1)
     views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(), KEY)
     value_B = known.prob_B * (known.reward_B - known.mean_reward)
-    for batch in micro_batches(rollout, views.hidden_KBC, views.scored_KBC, policy.special, 64):
+    row = len(rollout.prompt_ids(0)) + 3
+    for batch in MicroBatches(rollout, views, policy.special, 64 * row):
         logp_N, *_ = score(policy, batch, 1.0)
-        (logp_N * value_B[batch.batch_N]).sum().backward()
+        (logp_N * value_B[views.row_N[batch.token_N]]).sum().backward()
     found = torch.cat([weight.grad.flatten() for weight in policy.parameters()])  # type: ignore[union-attr]
     expected = flat_gradient(known, known.trace_E, policy)
     assert (found - expected).norm() / expected.norm() < 1e-4
@@ -169,13 +170,12 @@ def test_hidden_prompt_tokens_reach_the_network() -> None:
     rollout = as_rollout(known, torch.arange(len(known.prob_B)), 1)
     config = AllConfig(prompt_mask_prob=0.5)
     views = build_views(rollout.trace, rollout.rows_B, config, KEY)
-    masks = prompt_masks(views, rollout)
+    masks = views.hide_prompt(torch.arange(len(known.prob_B)), len(space.prompt))
     assert masks is not None
-    batches = micro_batches(
-        rollout, views.hidden_KBC, views.scored_KBC, policy.special, 9999, masks
-    )
+    assert 0.4 < masks.float().mean() < 0.6
+    batches = MicroBatches(rollout, views, policy.special, 99_999)
     shown = torch.cat([batch.ids_MS[:, : len(space.prompt)] for batch in batches])
-    assert torch.equal(shown == policy.special.mask, masks[0])
+    assert torch.equal(shown == policy.special.mask, masks)
 
 
 def test_a_fitted_toy_speaks_more_alike_in_every_order() -> None:
@@ -311,7 +311,8 @@ def test_every_masking_of_the_report_is_measured_at_no_more_than_its_forwards() 
             views = build_views(
                 known.trajectories.trace, torch.arange(len(known.prob_B)), config, KEY
             )
-            assert 0 < report.forwards <= len(views.hidden_KBC) + 1e-6, name
+            most = int(views.order_J.max()) + 1
+            assert 0 < report.forwards <= most + 1e-6, name
 
 
 def test_averages_reach_every_number() -> None:

@@ -18,7 +18,8 @@ from drift.policy.base import Policy
 from drift.policy.loading import load_policy
 from drift.rollout.decoding import decode
 from drift.traces.page import TraceRow, View, replay, trace_rows, write_trace
-from tests.conftest import ROOT, make_rollout, make_trace, masking, rollout_config
+from drift.traces.rows import views_of
+from tests.conftest import ROOT, make_rollout, make_trace, masking, planes, rollout_config
 
 NASTY = [
     "</script>",
@@ -187,11 +188,17 @@ def test_rows_hold_what_the_rollout_holds(tiny: Policy) -> None:
     rollout = tiny_rollout(tiny)
     config = masking(SequentialConfig, num_views=2)
     views = build_views(rollout.trace, rollout.rows_B, config, 0)
+    views = views.keep(~views.candidate_N)
     advantages = Advantages(
         values_B=torch.tensor([0.5, -0.5]), used_B=torch.ones(2).bool(), zero_variance_groups=0
     )
     first, second = trace_rows(
-        tiny, rollout, source="a", advantages=advantages, views=views, num_alternatives=3
+        tiny,
+        rollout,
+        source="a",
+        advantages=advantages,
+        views=[views_of(views, row) for row in range(2)],
+        num_alternatives=3,
     )
     assert (first.label, second.label) == ("correct", "wrong")
     assert first.tokens == ["7", "+", "3", "\n"]
@@ -200,9 +207,11 @@ def test_rows_hold_what_the_rollout_holds(tiny: Policy) -> None:
     assert second.logps == pytest.approx([-0.5, -0.6, 0.0, 0.0])
     assert (second.length, second.reward, second.advantage) == (2, 0.1, -0.5)
     assert first.source == "a"
-    assert first.views is not None
-    assert [v.hidden for v in first.views] == views.hidden_KBC[:, 0].tolist()
-    assert [v.scored for v in first.views] == views.scored_KBC[:, 0].tolist()
+    found = planes(views, 2, 4)
+    for b, row in enumerate((first, second)):
+        assert row.views is not None
+        assert [v.hidden for v in row.views] == found["hidden"][:, b].tolist()
+        assert [v.scored for v in row.views] == found["scored"][:, b].tolist()
     assert first.alternatives is not None
     assert [len(words) for words in first.alternatives] == [3, 3, 3, 3]
 

@@ -29,7 +29,7 @@ from drift.policy.loading import load_policy
 from drift.rollout.decoding import decode
 from drift.traces.rows import pick_rows, training_rows
 from tests.configs import composed
-from tests.conftest import ROOT, make_rollout, masking, rollout_config
+from tests.conftest import ROOT, dense, make_rollout, masking, planes, rollout_config
 
 if TYPE_CHECKING:
     pass
@@ -73,8 +73,9 @@ def scored_by_the_loss(
     config = typed(composed())
     assert isinstance(config, RunConfig)
     views = restrict(views, advantages.used_B)
-    work = prepare(engine, policy, None, rollout, views, advantages, config)
-    return work.token_KBC > 0
+    (work,) = prepare(engine, policy, None, rollout, views, advantages, config)
+    assert not work.candidates  # they have been chosen
+    return dense(work.token_N > 0, work.views, int(views.order_J.max()) + 1, 8)
 
 
 @pytest.mark.parametrize("config", MASKINGS, ids=NAMES.name)
@@ -82,13 +83,14 @@ def test_a_page_shows_what_the_loss_scores(config: MaskingConfig) -> None:
     policy, rollout, advantages = sampled()
     views = build_views(rollout.trace, rollout.rows_B, config, 0)
     scored_KBC = scored_by_the_loss(policy, rollout, advantages, views)
+    found = planes(views, len(scored_KBC), 8)
     if isinstance(config, SequentialConfig):
-        assert (scored_KBC & ~views.scored_KBC).any()  # some candidates are likely enough
-        assert (views.candidate_KBC & ~scored_KBC).any()  # and some are not
+        assert (scored_KBC & ~found["scored"]).any()  # some candidates are likely enough
+        assert (found["candidate"] & ~scored_KBC).any()  # and some are not
     rows = training_rows(policy, rollout, advantages, views, 6)
     for b, row in enumerate(rows):
         assert row.views is not None
-        assert [view.hidden for view in row.views] == views.hidden_KBC[:, b].tolist()
+        assert [view.hidden for view in row.views] == found["hidden"][:, b].tolist()
         assert [view.scored for view in row.views] == scored_KBC[:, b].tolist()
         assert any(any(view.scored) for view in row.views) == bool(advantages.used_B[b])
         assert row.advantage == advantages.values_B[b]

@@ -3,7 +3,8 @@
 python scripts/bench/update.py              # two CPU cores, float32, some minutes
 
 masking=sequential, one optimizer step. normalization=view and token choose candidates on the way;
-sample and view_token need their counts first, and take a forward more. The settings take turns.
+sample does where a row's views fit into a forward (not here), view_token does not: a forward more.
+The settings take turns.
 """
 
 import argparse
@@ -36,12 +37,12 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=common.SHAPES, default="small")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=1280, help="optim.tokens_per_forward")
-    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--length", type=int, default=192)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=256, help="optim.tokens_per_forward")
+    parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     policy = random_policy(options.shape, "float32", options.device)

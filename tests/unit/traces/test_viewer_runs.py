@@ -70,10 +70,10 @@ def scored_by_the_loss(
     """[K, B, C] bool, from the weights of the update itself."""
     engine = Engine(ClusterConfig(), Dtype.float32)
     engine.prepare(policy, OptimConfig(lr=1e-3), 1)
-    config = typed(composed())
+    config = typed(composed("objective.normalization=view_token"))  # settles them first
     assert isinstance(config, RunConfig)
     views = restrict(views, advantages.used_B)
-    (work,) = prepare(engine, policy, None, rollout, views, advantages, config)
+    (work,), _ = prepare(engine, policy, None, rollout, views, advantages, config)
     assert not work.candidates  # they have been chosen
     return dense(work.token_N > 0, work.views, int(views.order_J.max()) + 1, 8)
 

@@ -59,12 +59,18 @@ from drift.policy.lora import adapter_off
 SCORED = "masking/scored_tokens"
 
 
-def likely(views: MaskedViews, logp_N: Tensor) -> Tensor:
+def likely(views: MaskedViews, logp_N: Tensor, token_N: Tensor | None = None) -> Tensor:
     """The tokens that the loss scores: those of the views, and candidates likely enough: [N] bool.
 
     A candidate counts if the policy gives it at least `candidate_min_prob` in its view.
+
+    Args:
+        views: with candidates or without.
+        logp_N: [N] of the tokens.
+        token_N: [N] int64, which of the views' tokens; None: all.
     """
-    return ~views.candidate_N | (logp_N.exp() >= views.candidate_min_prob)
+    candidate_N = views.candidate_N if token_N is None else views.candidate_N[token_N]
+    return ~candidate_N | (logp_N.exp() >= views.candidate_min_prob)
 
 
 def restrict(views: MaskedViews, used_B: Tensor) -> MaskedViews:
@@ -302,9 +308,7 @@ def without_unlikely(
     What a view scores is counted here, or a row whose views are all in this forward. For
     normalization=token the whole gradient is scaled when all are counted (`take_step`).
     """
-    candidate_N = work.views.candidate_N[batch.token_N]
-    probs_N = tokens.logp_N.detach().exp()
-    kept_N = ~candidate_N | (probs_N >= work.views.candidate_min_prob)
+    kept_N = likely(work.views, tokens.logp_N.detach(), batch.token_N)
     weight_N, kl_weight_N = tokens.weight_N, tokens.kl_weight_N
     if objective.normalization != Normalization.token:
         by_view = objective.normalization == Normalization.view

@@ -15,6 +15,7 @@ from drift.config.optim import OptimConfig
 from drift.policy.loading import load_policy
 
 MAX_NORM = 0.5
+PARTS = 512  # a power of two: each part is rounded as the whole is, on every processor
 
 
 def main(model: str, stage: int, out: Path) -> None:
@@ -26,12 +27,12 @@ def main(model: str, stage: int, out: Path) -> None:
     place, mask = torch.arange(4, 8), policy.special.mask
     ids, target = torch.tensor([[5, 6, 7, 8] + [mask] * 4]), torch.tensor([5, 9, 11, 7])
     found: dict[str, float] = {}
-    for count in (1, 400):
+    for count in (1, PARTS):
         for i in range(count):
             with engine.micro_batch(last=i == count - 1):
                 logp, *_ = engine.model(ids, torch.tensor([8]), 0 * place, place, target, 1.0)
                 engine.backward(-logp.sum() / count / engine.num_ranks)
-        found[str(count)] = engine.step()
+        found["whole" if count == 1 else "parts"] = engine.step()
         if count == 1:
             mean = [engine.full(name, MOMENTS[0]).square().sum() for name in engine.trained]
             found["clipped"] = float(sum(mean) ** 0.5) / 0.1  # 1 - beta1 of the first gradient

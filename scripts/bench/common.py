@@ -61,9 +61,14 @@ def best(work: Callable[[], Any], device: str, tries: int) -> float:
 
 def machine_rates(dtype: str, device: str) -> tuple[float, float]:
     """FLOP/s of a large matmul, bytes/s of a large copy (read + write)."""
-    size = 2048 if device == "cpu" else 8192
-    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
-    matmul = 2 * size**3 / best(lambda: a @ a, device, 5)
+    size, largest = (256, 2048) if device == "cpu" else (8192, 8192)
+    while True:  # some processors multiply bfloat16 a thousand times slower than others
+        a = torch.randn(size, size, device=device).to(DTYPES[dtype])
+        took = best(lambda a=a: a @ a, device, 5)
+        if took > 0.1 or size == largest:
+            break
+        size *= 2
+    matmul = 2 * size**3 / took
     big = torch.empty(64 * 2**20 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
     other = torch.empty_like(big)
     return matmul, 2 * big.numel() / best(lambda: other.copy_(big), device, 5)

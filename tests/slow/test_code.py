@@ -10,7 +10,13 @@ import pytest
 
 from drift.tasks import Task
 from drift.tasks.code_sources import humaneval_record, mbpp_record
-from tests.unit.tasks.test_code import task as task
+from tests.unit.tasks.test_code import code
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """With time for MBPP's slowest solution, which takes 2 to 8 s on machines that we met."""
+    return code(time_limit_s=60.0)
 
 
 def raw(name: str) -> list[dict[str, Any]]:

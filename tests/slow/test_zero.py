@@ -39,10 +39,10 @@ def test_the_samplers_of_an_adapter_are_the_policy_bit_for_bit(name: str, tmp_pa
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_many_bfloat16_micro_batches_add_up(stage: int, tmp_path: Path) -> None:
-    """Added up in bfloat16 themselves, 400 equal parts lost 6 % of their sum."""
+    """Added up in bfloat16 themselves, 400 equal parts lost 6 % of their sum; here are 512."""
     model = ROOT / "data" / "tiny-countdown"
     for found in by_two_ranks("zero_gradients.py", tmp_path, model, stage):
-        assert found["400"] == pytest.approx(found["1"], rel=1e-3)
+        assert found["parts"] == pytest.approx(found["whole"], rel=1e-6)
         assert found["clipped"] == pytest.approx(0.5, rel=1e-3)
 
 

@@ -11,7 +11,7 @@ from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES, save_policy
 
-MASK = {"llada": "<|mdm_mask|>", "dream": "<|mask|>"}
+MASK = {"llada": "<|mdm_mask|>", "dream": "<|mask|>", "sdar": "<|MASK|>"}
 WORDS = ["\\boxed{", "<answer>", "</answer>"]  # one token each, so that answers stay short
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 TEMPLATE = (
@@ -22,7 +22,7 @@ TEMPLATE = (
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A character-level tokenizer with a chat template, mask, end-of-sequence and pad tokens."""
-    end_of_turn = FAMILIES[family].end_of_turn
+    end_of_turn = FAMILIES[family].end_of_turn or "<|endoftext|>"
     roles = ["<|user|>", "<|assistant|>", "<|system|>"]
     special = ["<|endoftext|>", MASK[family], end_of_turn, *roles]
     vocab = {token: i for i, token in enumerate([*special, *WORDS, *CHARACTERS, "<|unk|>"])}
@@ -57,6 +57,10 @@ def make_policy(family: str, seed: int, hidden_size: int = 64, num_layers: int =
         max_positions=256,
         qkv_bias=family == "dream",
         tie_head=False,
+        head_size=24 if family == "sdar" else hidden_size // 4,
+        qk_norm=family == "sdar",
+        block_length=4 if family == "sdar" else 0,
+        shift=family == "dream",
     )
     backbone = Backbone(config)
     backbone.init_weights(torch.Generator().manual_seed(seed))
@@ -68,7 +72,7 @@ def make_policy(family: str, seed: int, hidden_size: int = 64, num_layers: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=sorted(FAMILIES))
+    parser.add_argument("family", choices=sorted(MASK))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

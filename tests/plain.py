@@ -93,7 +93,7 @@ def block_logits(
             cache.recompute(ids, list(range(len(ids))))
         horizon = 0 if config.cache == CacheMode.dual else config.horizon
         end = len(ids) if horizon is None else min(block.stop + horizon, len(ids))
-        back = 1 if policy.family.shift else 0
+        back = 1 if policy.backbone.config.shift else 0
         hidden = cache.recompute(ids, list(range(block.start - back, end)))
         head = cache.weights["head.weight"]
         found = {p: hidden[p - back] @ head.T for p in block}
@@ -161,7 +161,7 @@ def plain_decode(
     mask, size, stop = policy.special.mask, config.block_length, policy.special.stop
     canvas, step_of = [mask] * config.gen_length, [-1] * config.gen_length
     logp_of, step = [0.0] * config.gen_length, 0
-    cache = None if config.cache == CacheMode.none else PlainCache(policy)
+    cache = None if config.cache_for(0) == CacheMode.none else PlainCache(policy)
     for first in range(0, config.gen_length, size):
         limit = steps_left = config.steps * size // config.gen_length
         while any(s < 0 for s in step_of[first : first + size]):

@@ -15,7 +15,9 @@
 | V | vocabulary |
 | D | width of the network |
 
-A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1.
+A row's prompt of length L stands at positions 0..L-1, its canvas at L..L+C-1. Where attention is
+block-causal, the canvas has B - 1 columns more than the answer may have tokens (B: block length):
+a row decodes through the whole block that holds its last token.
 """
 
 from collections.abc import Callable
@@ -80,7 +82,8 @@ class Trace:
 
     One row, canvas of 4, block of 2, where `</s>` (2) ended the row in the second block:
     Trace(prompt_length_B=[3], canvas_BC=[[7, 8, 9, 2]], unmask_step_BC=[[1, 0, 2, 2]],
-          logp_BC=[[-0.1, -0.3, -0.2, 0.0]], length_B=[4], finished_B=[True], nfe_B=[3])
+          logp_BC=[[-0.1, -0.3, -0.2, 0.0]], length_B=[4], finished_B=[True], nfe_B=[3],
+          commits_B=[0])
     """
 
     prompt_length_B: Tensor  # int64; the canvas begins at this position of the row
@@ -90,7 +93,21 @@ class Trace:
     logp_BC: Tensor  # float32; the sampler's log-prob of the token at that step, 0 where never
     length_B: Tensor  # int64; tokens up to and with the first stop token, C if there is none
     finished_B: Tensor  # bool; a stop token was committed
-    nfe_B: Tensor  # int64; network evaluations the row took part in
+    nfe_B: Tensor  # int64; denoising steps the row took part in, a network evaluation each
+    commits_B: Tensor  # int64; evaluations beside them that kept a finished block's keys and values
+    block_length: int = 0  # of block-causal attention, counted from the row's position 0; 0 = full
+
+    @property
+    def gen_length(self) -> int:
+        """The most tokens that an answer may have."""
+        return self.canvas_BC.shape[1] - max(self.block_length - 1, 0)
+
+    @property
+    def block_BC(self) -> Tensor:
+        """[B, C] int64: which block of the row each column stands in; 0 where attention is full."""
+        columns_C = torch.arange(self.canvas_BC.shape[1], device=self.canvas_BC.device)
+        position_BC = self.prompt_length_B[:, None] + columns_C
+        return position_BC // self.block_length if self.block_length else 0 * position_BC
 
     @property
     def committed_BC(self) -> Tensor:
@@ -99,7 +116,12 @@ class Trace:
 
     def pick(self, row_N: Tensor) -> "Trace":
         """Some of the rows, by their int64 numbers."""
-        return Trace(**{field.name: getattr(self, field.name)[row_N] for field in fields(self)})
+        return replace(self, **{name: tensor[row_N] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds of each row, by the field's name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def state(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """What the sampler saw as masked at a denoising step, and what it committed there.

@@ -154,7 +154,8 @@ def _remasking(rollout: RolloutConfig) -> Iterator[str]:
 
 
 def _cache(rollout: RolloutConfig) -> Iterator[str]:
-    cached, prefix = rollout.cache != CacheMode.none, rollout.cache == CacheMode.prefix
+    cached = rollout.cache in (CacheMode.prefix, CacheMode.dual)
+    prefix = rollout.cache == CacheMode.prefix
     yield from _only_with(rollout, "horizon", prefix, "rollout.cache=prefix")
     yield from _only_with(rollout, "refresh_every", cached, "rollout.cache=prefix or dual")
     if rollout.compile and not cached:

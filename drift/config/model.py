@@ -36,6 +36,8 @@ class ModelConfig:
     family: str = MISSING  # whose file format and network the checkpoint has
     path: str = MISSING  # a folder, or a name on the Hugging Face hub
     revision: str | None = None  # of the hub: a branch, tag or commit; null = its main branch
+    # tokens of a block of block-causal attention, 0 = full; null = as the checkpoint says
+    block_length: int | None = not_negative(None)
     dtype: Dtype = Dtype.bfloat16  # of the computation; the trained weights stay float32
     attention: AttentionBackend = AttentionBackend.sdpa  # how attention is computed
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -44,5 +46,7 @@ class ModelConfig:
     lr: float = positive(MISSING, finite=True)
 
 
-FAMILY_NAMES = Names("model.family", ["llada", "dream"])  # implemented in drift/policy
+FAMILY_NAMES = Names(
+    "model.family", ["llada", "dream", "sdar", "a2d", "stable_diffcoder", "fast_dllm_v2"]
+)  # implemented in drift/policy
 MODELS = Registry("model", {"base": ModelConfig})

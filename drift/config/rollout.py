@@ -11,9 +11,11 @@ from drift.config.task import EndSuppression
 
 
 class CacheMode(StrEnum):
+    auto = "auto"  # block where attention is block-causal, else none: exact
     none = "none"  # exact
     prefix = "prefix"  # the block and what follows it are recomputed
     dual = "dual"  # the block alone is recomputed
+    block = "block"  # of block-causal attention: finished blocks are kept, exact
 
 
 class ConfidenceFrom(StrEnum):
@@ -52,13 +54,19 @@ class RolloutConfig:
     # of the order of positions: 0 = the surest first
     position_temperature: float = not_negative(0.0, finite=True)
     suppress_end: EndSuppression = EndSuppression.none  # how stop tokens are kept from early places
-    cache: CacheMode = CacheMode.none  # of keys and values
+    cache: CacheMode = CacheMode.auto  # of keys and values
     # of cache=prefix: tokens recomputed behind the block; null = all
     horizon: int | None = not_negative(None)
     refresh_every: int | None = positive(None)  # steps between refreshes in a block; null = none
     weights: RolloutWeights = RolloutWeights.auto  # which weights the sampler uses
     compile: bool = False  # of the cached step, on a GPU with CUDA graphs; its cache stays
     max_rows: int = positive(256)  # rows decoded at the same time on one rank
+
+    def cache_for(self, block_length: int) -> CacheMode:
+        """`cache` with auto settled, for a network of that block length (0: full attention)."""
+        if self.cache != CacheMode.auto:
+            return self.cache
+        return CacheMode.block if block_length else CacheMode.none
 
     @property
     def steps_of_block(self) -> int:

@@ -14,7 +14,8 @@ from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.types import MaskedViews, Rollout, TokenLogps
 from drift.config.commands import RunConfig
-from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import token_logps
 from drift.learner.masking.states import at_steps
 from drift.learner.objective import k3
 from drift.policy.base import Policy
@@ -54,7 +55,7 @@ def sampler_gap(
     """
     assert engine.model is not None
     views = one_state_each(rollout, key)
-    batches = MicroBatches(rollout, views, policy.special, config.optim.tokens_per_forward)
+    batches = micro_batches(rollout, views, policy.special, config.optim.tokens_per_forward)
     batches.pad(int(engine.max(len(batches))))
     found = token_logps(engine.model, batches, rollout.temperature)
     policy_N = found.logp_N.double()

@@ -16,6 +16,7 @@ from drift.common.types import (
     Rollout,
     StepReport,
     TokenLogps,
+    distinct,
 )
 from drift.config.commands import RunConfig
 from drift.config.objective import (
@@ -27,14 +28,8 @@ from drift.config.objective import (
     ObjectiveConfig,
 )
 from drift.learner.gap import importance_weights
-from drift.learner.likelihood import (
-    MicroBatch,
-    MicroBatches,
-    asks_old,
-    row_tokens,
-    score,
-    token_logps,
-)
+from drift.learner.layout import MicroBatch, MicroBatches, micro_batches, row_tokens
+from drift.learner.likelihood import asks_old, score, token_logps
 from drift.learner.objective import (
     Counts,
     ScoredTokens,
@@ -143,7 +138,7 @@ def prepare(
     rows_fit = candidates and engine.max(row_tokens(rollout, views)) <= tokens
 
     def cut(views: MaskedViews) -> MicroBatches:
-        batches = MicroBatches(rollout, views, policy.special, tokens, whole_rows=rows_fit)
+        batches = micro_batches(rollout, views, policy.special, tokens, whole_rows=rows_fit)
         batches.pad(int(engine.max(len(batches))))
         return batches
 
@@ -170,7 +165,7 @@ def prepare(
             own_views.length_B,
             objective.normalization,
             counts,
-            rollout.trace.canvas_BC.shape[1],
+            rollout.trace.gen_length,
         )
         own_old = None if old is None else old.keep(part_N)
         token_N = weights.token_N
@@ -312,7 +307,8 @@ def without_unlikely(
     weight_N, kl_weight_N = tokens.weight_N, tokens.kl_weight_N
     if objective.normalization != Normalization.token:
         by_view = objective.normalization == Normalization.view
-        unit_N = batch.row_N if by_view else work.weights.row_N[batch.token_N]
+        of_N = work.views.state_N if by_view else work.weights.row_N
+        unit_N = distinct(of_N[batch.token_N])[1]
         asked_U = torch.bincount(unit_N)
         kept_U = torch.bincount(unit_N[kept_N], minlength=len(asked_U))
         weight_N = weight_N * (asked_U / kept_U.clamp(min=1))[unit_N]
@@ -346,12 +342,13 @@ def accumulate(
     total: defaultdict[str, float] = defaultdict(float)
     assert engine.model is not None
     gradient_N = None
+    least_prob = work.views.candidate_min_prob if work.candidates else None
     if config.objective.level != Level.view:
         gradient_N, sums = derivatives(engine, work, rollout, advantages, config, first)
         total.update({name: float(value) for name, value in sums.items()})
     for i, batch in enumerate(work.batches):
         with engine.micro_batch(last=i == len(work.batches) - 1):
-            scores = score(engine.model, batch, rollout.temperature)
+            scores = score(engine.model, batch, rollout.temperature, least_prob)
             output = micro_loss(batch, *scores, work, gradient_N, advantages, config.objective)
             engine.backward(output.loss)
         for name, value in output.sums.items():

@@ -35,9 +35,10 @@ def layer_flops(b: BackboneConfig, tokens: float, last: float, keys: float) -> f
     """
     kv = 2 * b.num_kv_heads * b.head_size
     key_values = 2 * b.hidden_size * kv
-    rest = 2 * (2 * b.hidden_size**2 + 3 * b.hidden_size * b.mlp_size)
+    q = b.num_heads * b.head_size
+    rest = 2 * (2 * b.hidden_size * q + 3 * b.hidden_size * b.mlp_size)
     through = tokens * (b.num_layers - 1) + last
-    return b.num_layers * tokens * key_values + through * (rest + 4 * b.hidden_size * keys)
+    return b.num_layers * tokens * key_values + through * (rest + 4 * q * keys)
 
 
 def head_flops(b: BackboneConfig, positions: float) -> float:
@@ -60,15 +61,30 @@ def rollout_flops(b: BackboneConfig, rollout: RolloutConfig, row: int) -> float:
     """Decoding of one completion: every step over the whole row, or over a cache.
 
     With a cache the whole row is computed when a block begins and at each refresh, then the block
-    and its horizon; the rows of a batch begin their blocks together.
+    and its horizon; the rows of a batch begin their blocks together. Where attention is
+    block-causal, a step computes up to the end of the block, or with a cache the block alone, once
+    more when it is finished; the prompt is computed once for a group.
     """
     block, steps = rollout.block_length, rollout.steps
     num_blocks = rollout.gen_length // block
     steps_of_block, masked = rollout.steps_of_block, num_blocks * masked_of_block(rollout)
-    if rollout.cache == CacheMode.none:
+    cache = rollout.cache_for(b.block_length)
+    if b.block_length:
+        prompt = row - rollout.gen_length
+        total = head_flops(b, masked)
+        for i in range(num_blocks):
+            end = prompt + (i + 1) * block
+            if cache == CacheMode.none:
+                total += steps_of_block * layer_flops(b, end, block, end / 2)
+            else:
+                evaluations = steps_of_block + (i < num_blocks - 1)
+                total += evaluations * layer_flops(b, block, block, end)
+        prefill = layer_flops(b, prompt, 0, prompt / 2) / rollout.group_size
+        return total + (prefill if cache == CacheMode.block else 0)
+    if cache == CacheMode.none:
         return steps * layer_flops(b, row, block, row) + head_flops(b, masked)
     horizon = rollout.gen_length if rollout.horizon is None else rollout.horizon
-    if rollout.cache == CacheMode.dual:
+    if cache == CacheMode.dual:
         horizon = 0
     fills = ceil(steps_of_block / (rollout.refresh_every or steps_of_block))
     total = num_blocks * fills * layer_flops(b, row, block, row) + head_flops(b, masked)

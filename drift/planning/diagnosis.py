@@ -18,7 +18,8 @@ from drift.config.model import Dtype
 from drift.config.objective import ObjectiveConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig
-from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import token_logps
 from drift.learner.masking import build_views
 from drift.learner.objective import k3
 from drift.planning.memory import GIB, Sizes, sampling, training, words
@@ -84,7 +85,7 @@ class Inspection:
             reward_s=0.0,
         )
         views = build_views(trace, rollout.rows_B, ReplayConfig(), 0)
-        batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=1024)
+        batches = micro_batches(rollout, views, policy.special, tokens_per_forward=1024)
         logp_BC = torch.zeros_like(trace.logp_BC)
         logp_BC[views.row_N, views.column_N] = token_logps(policy, batches, 1.0).logp_N
         return logp_BC
@@ -160,7 +161,7 @@ def shift(inspection: Inspection) -> Finding:
     text = f"cross-entropy {losses[0]:.2f} unshifted, {losses[1]:.2f} shifted by one"
     if losses.min() >= math.log(policy.backbone.config.vocab_size):
         return Finding(name="shift", text=f"{text}: untrained, no telling", healthy=True)
-    healthy = bool(losses[1] < losses[0]) == policy.family.shift
+    healthy = bool(losses[1] < losses[0]) == policy.backbone.config.shift
     return Finding(name="shift", text=text, healthy=healthy)
 
 

@@ -98,21 +98,22 @@ def num_parameters(b: BackboneConfig) -> int:
 
 def block_parameters(b: BackboneConfig) -> int:
     """Of one block: q, k, v, out, gate, up, down, norms and biases."""
-    kv = b.num_kv_heads * b.head_size
-    matrices = 2 * b.hidden_size * (b.hidden_size + kv) + 3 * b.hidden_size * b.mlp_size
-    return matrices + 2 * b.hidden_size + (b.hidden_size + 2 * kv if b.qkv_bias else 0)
+    q, kv = b.num_heads * b.head_size, b.num_kv_heads * b.head_size
+    matrices = 2 * b.hidden_size * (q + kv) + 3 * b.hidden_size * b.mlp_size
+    norms = 2 * b.hidden_size + (2 * b.head_size if b.qk_norm else 0)
+    return matrices + norms + (q + 2 * kv if b.qkv_bias else 0)
 
 
 def num_trained(model: ModelConfig, b: BackboneConfig) -> int:
     """Every parameter, or the adapter's: rank * (inputs + outputs) of each target and layer."""
     if not model.lora.rank:
         return num_parameters(b)
-    kv = b.num_kv_heads * b.head_size
+    q, kv = b.num_heads * b.head_size, b.num_kv_heads * b.head_size
     shape = {
-        "q_proj": b.hidden_size + b.hidden_size,
+        "q_proj": b.hidden_size + q,
         "k_proj": b.hidden_size + kv,
         "v_proj": b.hidden_size + kv,
-        "out_proj": b.hidden_size + b.hidden_size,
+        "out_proj": q + b.hidden_size,
         "gate_proj": b.hidden_size + b.mlp_size,
         "up_proj": b.hidden_size + b.mlp_size,
         "down_proj": b.mlp_size + b.hidden_size,
@@ -135,9 +136,9 @@ def block_activations(model: ModelConfig, b: BackboneConfig, split: Sharding = U
     """
     width = WIDTH[model.dtype]
     normed = 4 if stream_width(model, split) == 4 else width
-    kv = b.num_kv_heads * b.head_size
+    q, kv = b.num_heads * b.head_size, b.num_kv_heads * b.head_size
     norms = 2 * (4 + normed) * b.hidden_size
-    return norms + width * (4 * b.hidden_size + 2 * kv + 4 * b.mlp_size)
+    return norms + width * (2 * b.hidden_size + 2 * q + 2 * kv + 4 * b.mlp_size)
 
 
 def autocast_copies(sizes: Sizes) -> int:
@@ -303,8 +304,8 @@ def sampling(sizes: Sizes, rollout: RolloutConfig) -> Terms:
 def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
     """What grows with the rows that are decoded at the same time."""
     b, w, terms = sizes.backbone, sizes.width, Terms()
-    kv = b.num_kv_heads * b.head_size
-    per_token = w * (4 * b.hidden_size + 2 * kv + 3 * b.mlp_size)
+    q, kv = b.num_heads * b.head_size, b.num_kv_heads * b.head_size
+    per_token = w * (2 * b.hidden_size + 2 * q + 2 * kv + 3 * b.mlp_size)
     terms.put("activations", rollout.max_rows * sizes.row * per_token, f"max_rows S {per_token} B")
     terms.put("logits", logits(sizes), "4 chunks of the head")
     terms.take(cache(sizes, rollout))
@@ -314,7 +315,7 @@ def rows_decoded(sizes: Sizes, rollout: RolloutConfig) -> Terms:
 def cache(sizes: Sizes, rollout: RolloutConfig) -> Terms:
     """Keys and values of the rows that are decoded at the same time."""
     b, terms = sizes.backbone, Terms()
-    if rollout.cache != CacheMode.none:
+    if rollout.cache_for(b.block_length) != CacheMode.none:
         columns, kv = cache_length(rollout, sizes.row) + 1, b.num_kv_heads * b.head_size
         formula = f"2 L max_rows (S + 1) kv w{', S a multiple of 64' if rollout.compile else ''}"
         terms.put(

@@ -11,6 +11,7 @@ from drift.policy.backbone import BackboneConfig
 def shape(**sizes: Any) -> BackboneConfig:
     usual: dict[str, Any] = {"rope_theta": 5e5, "norm_eps": 1e-5, "max_positions": 4096}
     usual |= {"qkv_bias": False, "tie_head": False}
+    usual |= {"head_size": sizes["hidden_size"] // sizes["num_heads"]}
     return BackboneConfig(**{**usual, **sizes})
 
 
@@ -47,6 +48,7 @@ SHAPES = {
             num_kv_heads=4,
             mlp_size=18_944,
             qkv_bias=True,
+            shift=True,
         ),
     ),
 }

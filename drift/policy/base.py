@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from drift.common.errors import CheckpointError
-from drift.policy.backbone import Backbone, BackboneConfig, Cache
+from drift.policy.backbone import Backbone, BackboneConfig, Cache, Linear, widened
 
 HEAD_CHUNK_BYTES = 256 * 2**20  # float32 logits made at one time
 VALUE_HEAD = "value_head."  # of its parameter names
@@ -32,31 +32,47 @@ class Adapter:
     base_sha256: str
 
 
+class Place(NamedTuple):
+    """Where a weight stands in a checkpoint: a tensor, or some of its rows."""
+
+    tensor: str
+    rows: slice | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What sets one family of checkpoints apart; an instance of it is a family's whole file."""
 
     name: str  # `model.family`
-    model_type: str  # in the checkpoint's config.json
-    shift: bool  # the network's row i predicts token i+1
-    end_of_turn: str  # the token that ends an answer in the chat template
+    model_types: tuple[str, ...]  # in the checkpoint's config.json
     read_config: Callable[[dict[str, Any]], BackboneConfig]
     write_config: Callable[[BackboneConfig], dict[str, Any]]
     top_names: dict[str, str]  # our weight name -> the official one
     block_names: dict[str, str]  # the same inside block {i}
     block_prefix: str  # official, with {i}
+    end_of_turn: str | None = (
+        None  # ends an answer in the chat template; None: end of sequence does
+    )
+    architecture: str | None = None  # in `architectures`, where another family has the model_type
+    # tokens of a block where neither model.block_length nor config.json says; 0: attention is full;
+    # None: must be said
+    block_length: int | None = 0
+    mask: int | None = None  # the mask id where neither config.json nor the tokenizer names one
 
-    def official_names(self, config: BackboneConfig) -> dict[str, str]:
-        """Every weight of a checkpoint: our name -> the official name."""
+    def places(self, config: BackboneConfig) -> dict[str, Place]:
+        """Every weight of a checkpoint: our name -> where it stands in the official files."""
         names = dict(self.top_names)
         for i in range(config.num_layers):
             prefix = self.block_prefix.format(i=i)
             for ours, official in self.block_names.items():
-                if config.qkv_bias or not ours.endswith(".bias"):
+                absent = (ours.endswith(".bias") and not config.qkv_bias) or (
+                    ours.endswith(("q_norm.weight", "k_norm.weight")) and not config.qk_norm
+                )
+                if not absent:
                     names[f"blocks.{i}.{ours}"] = prefix + official
         if config.tie_head:
             del names["head.weight"]
-        return names
+        return {ours: Place(official) for ours, official in names.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +151,7 @@ class Policy(nn.Module):
         Without a shift, its own. With one (Dream), position i reads row i-1; position 0, which
         nothing precedes, reads row 0.
         """
-        return (positions - 1).clamp(min=0) if self.family.shift else positions
+        return (positions - 1).clamp(min=0) if self.backbone.config.shift else positions
 
     def compute_dtype(self) -> torch.dtype:
         """Of keys, values and hidden states: autocast's where it is on, else the weights'."""
@@ -143,9 +159,28 @@ class Policy(nn.Module):
             return torch.get_autocast_dtype(self.device.type)
         return self.backbone.embed.weight.dtype
 
-    def hidden_at(self, ids_BS: Tensor, lengths_B: Tensor, positions_BQ: Tensor) -> Tensor:
-        """Hidden states that speak of some positions of each row: [B, Q, D]."""
-        return self.backbone(ids_BS, lengths_B, self.source(positions_BQ))
+    def hidden_at(
+        self,
+        ids_BS: Tensor,
+        lengths_B: Tensor,
+        positions_BQ: Tensor,
+        block_BJ: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states that speak of some columns of each row: [B, Q, D].
+
+        With states behind the rows the columns are those of states; then with a shift a state's
+        first token is spoken of by the last clean token of the block before.
+        """
+        if block_BJ is None:
+            return self.backbone(ids_BS, lengths_B, self.source(positions_BQ))
+        if self.backbone.config.shift:
+            size = self.backbone.config.block_length
+            clean = ids_BS.shape[1] - block_BJ.shape[1] * size
+            state_BQ = (positions_BQ - clean).clamp(min=0) // size
+            first_BQ = (positions_BQ - clean) % size == 0
+            before_BQ = (block_BJ.gather(1, state_BQ) * size - 1).clamp(min=0)
+            positions_BQ = torch.where(first_BQ, before_BQ, positions_BQ - 1).clamp(min=0)
+        return self.backbone(ids_BS, lengths_B, positions_BQ, block_BJ)
 
     def logits(self, ids_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """The network's raw logits, [B, S, V]; row i speaks of position i.
@@ -157,9 +192,12 @@ class Policy(nn.Module):
         positions_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
         return self.backbone.head(self.backbone(ids_BS, lengths_B)[:, self.source(positions_S)])
 
-    def denoising_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Float32 logits [N, V] of chosen hidden states, the mask token excluded (-inf)."""
-        logits = self.backbone.head(hidden_ND).float()
+    def denoising_logits(self, hidden_ND: Tensor, linear: Linear | None = None) -> Tensor:
+        """Float32 logits [N, V] of chosen hidden states, the mask token excluded (-inf).
+
+        linear: the head, where it is in use already. Of a float64 network they are float64.
+        """
+        logits = widened((linear or self.backbone.head)(hidden_ND))
         if not torch.is_grad_enabled():  # in place: a copy of logits costs as much as their softmax
             logits[:, self.special.mask] = -torch.inf
             return logits
@@ -180,19 +218,28 @@ class Policy(nn.Module):
         position_N: Tensor,
         target_N: Tensor,
         temperature: float,
+        candidate_N: Tensor | None = None,
+        least_prob: float = 0.0,
+        block_MJ: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score chosen tokens; the head runs on their positions only, in chunks.
 
         Args:
             ids_MS: [M, S] int64, what the network sees, masks included.
-            lengths_M: [M] int64, real tokens of each row.
-            row_N, position_N: [N] int64, where the tokens stand; row_N ascends.
+            lengths_M: [M] int64, real tokens of each row, without states.
+            row_N, position_N: [N] int64, rows and columns where the tokens stand; row_N ascends.
             target_N: [N] int64, the tokens.
             temperature: > 0, divides the logits.
+            candidate_N: [N] bool, tokens that are scored only if they have `least_prob`; the head
+                keeps nothing for the backward pass of those that have not.
+            least_prob: from 0 to 1.
+            block_MJ: [M, J] int64, the blocks of the states that stand behind the rows; the tokens
+                are scored in them (drift/policy/states.py). None: there are none.
 
         Returns:
             log-prob and entropy (nats) of each chosen token, and the value head's output for it,
-            all [N] float32; the last None where there is no head.
+            all [N] float32; the last None where there is no head. Of a candidate that is not
+            scored the log-prob is -inf and the entropy 0.
         """
         count_M = torch.bincount(row_N, minlength=len(ids_MS))
         first_M = count_M.cumsum(0) - count_M
@@ -200,21 +247,40 @@ class Policy(nn.Module):
         # one column at least: an empty micro-batch goes all the way too, for ZeRO-3's sake
         positions_MQ = position_N.new_zeros(len(ids_MS), max(1, int(count_M.max())))
         positions_MQ[row_N, slot_N] = position_N
-        hidden_ND = self.hidden_at(ids_MS, lengths_M, positions_MQ)[row_N, slot_N]
-        parts = [
-            self._score_chunk(hidden, target, temperature)
-            for hidden, target in zip(
-                hidden_ND.split(self.head_chunk()), target_N.split(self.head_chunk()), strict=True
-            )
-        ]
+        hidden_ND = self.hidden_at(ids_MS, lengths_M, positions_MQ, block_MJ)[row_N, slot_N]
         value_N = None if self.value_head is None else self.value_head(hidden_ND)
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), value_N
+
+        def use(linear: Linear, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+            if candidate_N is None:
+                return self._score(linear, hidden_ND, target_N, temperature)
+            with torch.no_grad():
+                found_N, _ = self._score(linear, hidden_ND.detach(), target_N, temperature)
+            kept_N = ~candidate_N | (found_N.exp() >= least_prob)
+            kept = self._score(linear, hidden_ND[kept_N], target_N[kept_N], temperature)
+            rest = torch.full_like(found_N, -torch.inf), torch.zeros_like(found_N)
+            logp_N, entropy_N = (
+                r.masked_scatter(kept_N, k) for r, k in zip(rest, kept, strict=True)
+            )
+            return logp_N, entropy_N
+
+        return *self.backbone.head(hidden_ND, use), value_N
+
+    def _score(
+        self, linear: Linear, hidden_ND: Tensor, target_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy of each token, [N] each, from what speaks of it."""
+        size = self.head_chunk()
+        parts = [
+            self._score_chunk(linear, hidden, target, temperature)
+            for hidden, target in zip(hidden_ND.split(size), target_N.split(size), strict=True)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _score_chunk(
-        self, hidden: Tensor, target: Tensor, temperature: float
+        self, linear: Linear, hidden: Tensor, target: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
-            logps = (self.denoising_logits(hidden) / temperature).log_softmax(-1)
+            logps = (self.denoising_logits(hidden, linear) / temperature).log_softmax(-1)
             entropy = -(logps.exp() * logps.nan_to_num(neginf=0.0)).sum(-1)
             return logps.gather(-1, target[:, None])[:, 0], entropy
 

@@ -19,6 +19,7 @@ def read_config(raw: dict[str, Any]) -> BackboneConfig:
         max_positions=raw["max_sequence_length"],
         qkv_bias=False,
         tie_head=raw["weight_tying"],
+        head_size=raw["d_model"] // raw["n_heads"],
     )
 
 
@@ -40,8 +41,7 @@ def write_config(config: BackboneConfig) -> dict[str, Any]:
 
 LLADA = Family(
     name="llada",
-    model_type="llada",
-    shift=False,
+    model_types=("llada",),
     end_of_turn="<|eot_id|>",
     read_config=read_config,
     write_config=write_config,

@@ -4,7 +4,9 @@ Loading is strict: a tensor that is missing, extra or of another shape is an err
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from drift.config.model import AttentionBackend, Dtype, ModelConfig
 from drift.policy import lora
 from drift.policy.attention import BACKENDS
 from drift.policy.backbone import Backbone, BackboneConfig
-from drift.policy.base import Family, Policy, SpecialIds
+from drift.policy.base import Family, Place, Policy, SpecialIds
+from drift.policy.block_families import A2D, FAST_DLLM_V2, SDAR, STABLE_DIFFCODER
 from drift.policy.dream import DREAM
 from drift.policy.llada import LLADA
 from drift.policy.shards import (
@@ -34,8 +37,13 @@ from drift.policy.shards import (
     write_shards,
 )
 
+log = logging.getLogger("drift")
 Stored = tuple[str, str, Callable[[], Tensor]]  # our name, its dtype in the file, what reads it
-FAMILIES = {family.name: family for family in (LLADA, DREAM)}
+FAMILIES = {
+    family.name: family for family in (LLADA, DREAM, SDAR, A2D, STABLE_DIFFCODER, FAST_DLLM_V2)
+}
+# keys of config.json that say how long a block is; the first is ours and is always written
+BLOCK_KEYS = ("block_length", "block_size", "bd_size")
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,14 +92,57 @@ def policy_folder(checkpoint: str) -> str:
 
 
 def detect_family(raw: dict[str, Any], folder: Path) -> Family:
-    """The family that a config.json names."""
+    """The family that a config.json names, by model_type and, if many share it, architectures."""
+    kind, architectures = raw.get("model_type"), " ".join(raw.get("architectures") or [])
     for family in FAMILIES.values():
-        if raw.get("model_type") == family.model_type:
+        named = family.architecture is None or family.architecture in architectures
+        if kind in family.model_types and named:
             return family
-    known = ", ".join(family.model_type for family in FAMILIES.values())
-    raise CheckpointError(
-        f"{folder}/config.json has model_type={raw.get('model_type')!r}; known: {known}"
-    )
+    known = ", ".join(name for family in FAMILIES.values() for name in family.model_types)
+    named = f" and architectures={architectures}" if kind == "llama" else ""
+    raise CheckpointError(f"{folder}/config.json has model_type={kind!r}{named}; known: {known}")
+
+
+def block_length_of(
+    raw: dict[str, Any], family: Family, folder: Path, wanted: int | None
+) -> tuple[int, str]:
+    """Tokens of a block of the network's attention, 0 where it is full, and where that was said.
+
+    Args:
+        raw: config.json.
+        family: of the checkpoint.
+        folder: of the checkpoint, for errors.
+        wanted: model.block_length; None: as the checkpoint says.
+
+    Raises:
+        CheckpointError: it contradicts the checkpoint, or nobody says.
+    """
+    key = next((key for key in BLOCK_KEYS if raw.get(key) is not None), None)
+    if family.block_length == 0:
+        if wanted:
+            raise CheckpointError(
+                f"model.block_length={wanted}, but {family.name} checkpoints have full attention; "
+                "leave it null"
+            )
+        return 0, f"family {family.name}"
+    if key is not None:
+        found = raw[key]
+        if not isinstance(found, int) or found < 0:
+            raise CheckpointError(f"{folder}/config.json has {key}={found!r}; it must be 0 or more")
+        if wanted is not None and wanted != found:
+            raise CheckpointError(
+                f"model.block_length={wanted}, but {folder}/config.json has {key}={found}; leave "
+                "model.block_length null"
+            )
+        return found, f"{key} in config.json"
+    if wanted is not None:
+        return wanted, "model.block_length"
+    if family.block_length is None:
+        raise CheckpointError(
+            f"{folder}/config.json does not say how long the blocks of this {family.name} "
+            "checkpoint are; set model.block_length (0 = full attention)"
+        )
+    return family.block_length, f"default of {family.name}"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
@@ -127,8 +178,9 @@ def special_ids(
 
     mask, pad, eos = named("mask"), named("pad"), named("eos")
     stop = list(eos) if isinstance(eos, list) else [eos]
-    if tokenizer is not None:
+    if tokenizer is not None and family.end_of_turn is not None:
         stop.append(tokenizer.get_vocab().get(family.end_of_turn))
+    mask = family.mask if mask is None else mask
     if mask is None:
         raise CheckpointError(
             f"{folder} names no mask token: set mask_token_id in config.json "
@@ -179,10 +231,9 @@ def stored_weights(config: BackboneConfig, family: Family, folder: Path) -> Iter
     Raises:
         CheckpointError: names the tensor that does not fit.
     """
-    shards, shapes = shard_of_tensor(folder), shapes_of(config)
-    names = family.official_names(config)
-    missing = sorted(set(names.values()) - shards.keys())
-    extra = sorted(shards.keys() - set(names.values()))
+    shards, shapes, places = shard_of_tensor(folder), shapes_of(config), family.places(config)
+    named = {place.tensor for place in places.values()}
+    missing, extra = sorted(named - shards.keys()), sorted(shards.keys() - named)
     for problem, tensors in (("lacks", missing), ("has unknown", extra)):
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
@@ -192,11 +243,19 @@ def stored_weights(config: BackboneConfig, family: Family, folder: Path) -> Iter
             absent = {n for n, file in shards.items() if file == shard} - set(tensors.keys())
             if absent:
                 raise CheckpointError(f"{shard} lacks tensor {min(absent)} that its index names")
-            for ours, official in names.items():
-                if shards[official] == shard:
-                    found = tensors.get_slice(official)
-                    check_shape(shapes[ours], found.get_shape(), official, shard)
-                    yield ours, found.get_dtype(), partial(tensors.get_tensor, official)
+            for ours, place in places.items():
+                if shards[place.tensor] == shard:
+                    found = tensors.get_slice(place.tensor)
+                    check_shape(shapes[ours], rows_of(found.get_shape(), place), place, shard)
+                    rows = slice(None) if place.rows is None else place.rows
+                    yield ours, found.get_dtype(), partial(found.__getitem__, rows)
+
+
+def rows_of(shape: list[int], place: Place) -> list[int]:
+    """The shape of the rows that a place names in a tensor."""
+    if place.rows is None:
+        return shape
+    return [len(range(*place.rows.indices(shape[0]))), *shape[1:]]
 
 
 @torch.no_grad()
@@ -216,9 +275,11 @@ def copy_weights(policy: Policy, folder: Path) -> None:
             bar.advance()
 
 
-def check_shape(wanted: Shape, found: list[int], name: str, shard: Path) -> None:
+def check_shape(wanted: Shape, found: list[int], place: Place, shard: Path) -> None:
     if list(wanted) != found:
-        raise CheckpointError(f"{shard}: {name} is {found}, its config.json wants {list(wanted)}")
+        raise CheckpointError(
+            f"{shard}: {place.tensor} is {found}, its config.json wants {list(wanted)}"
+        )
 
 
 def load_policy(
@@ -226,6 +287,7 @@ def load_policy(
     *,
     family: str | None = None,
     revision: str | None = None,
+    block_length: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     zero: ZeroConfig = None,
@@ -236,6 +298,8 @@ def load_policy(
         path: a folder, or a hub name that is already downloaded; an adapter names its base.
         family: refuse a checkpoint of another family; None takes whatever config.json says.
         revision: of the hub name.
+        block_length: tokens of a block of block-causal attention, 0 = full attention, for a
+            checkpoint whose config.json does not say.
         dtype, device: of the weights.
         zero: a DeepSpeed configuration of stage 3, in an initialised process group: every rank
             calls, and keeps its part of each tensor alone.
@@ -248,7 +312,13 @@ def load_policy(
         adapter = read_json(folder / lora.CONFIG, CheckpointError)
         base = str(adapter.get("base_model_name_or_path"))
         policy = load_policy(
-            base, family=family, revision=revision, dtype=dtype, device=device, zero=zero
+            base,
+            family=family,
+            revision=revision,
+            block_length=block_length,
+            dtype=dtype,
+            device=device,
+            zero=zero,
         )
         lora.load_adapter(policy, folder, adapter)
         return policy
@@ -256,11 +326,12 @@ def load_policy(
     found = detect_family(raw, folder)
     if family is not None and found.name != family:
         raise CheckpointError(
-            f"{folder} is a {found.name} checkpoint (model_type={found.model_type}), "
+            f"{folder} is a {found.name} checkpoint (model_type={raw['model_type']}), "
             f"but model.family={family}; use a model of family {found.name}"
         )
+    length, said = block_length_of(raw, found, folder, block_length)
     try:
-        config = found.read_config(raw)
+        config = replace(found.read_config(raw), block_length=length)
         with torch.device("meta"):
             Backbone(config)
     except KeyError as error:
@@ -274,6 +345,8 @@ def load_policy(
             f"{folder}: mask, padding and stop ids {special} must be below the vocabulary's "
             f"{config.vocab_size}"
         )
+    if length:
+        log.info("attention is block-causal, %d tokens a block (%s)", length, said)
     backbone = build(config, dtype, device, zero)
     policy = Policy(backbone, found, special, raw_config=raw, tokenizer=tokenizer)
     policy.official_files = read_official(folder)
@@ -311,10 +384,19 @@ def load_model(
         config.path if path is None else path,
         family=config.family if path is None else None,
         revision=config.revision,
+        block_length=config.block_length if path is None else None,
         dtype=trained.dtype if trained and every_weight else torch_dtype(config.dtype),
         device=device,
         zero=trained.zero if trained else None,
     )
+    if (
+        policy.backbone.config.block_length
+        and config.attention == AttentionBackend.flash_attention_2
+    ):
+        raise ConfigError(
+            "model.attention=flash_attention_2 cannot compute block-causal attention; use sdpa or "
+            "flex_attention"
+        )
     policy.backbone.attention = config.attention
     BACKENDS[config.attention](None, 1)  # its error now, not after the first batch
     policy.backbone.gradient_checkpointing = config.gradient_checkpointing
@@ -351,22 +433,37 @@ def save_policy(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = policy.backbone.config
-    ours = {official: name for name, official in policy.family.official_names(config).items()}
-    shapes = shapes_of(config)
-    if fetch is None:
-        fetch = partial(lora.merged_weight, policy)
+    ours, shapes = parts_of(policy.family.places(config)), shapes_of(config)
+    one = fetch or partial(lora.merged_weight, policy)
+
+    def whole(official: str) -> Tensor:
+        parts = [one(name) for name in ours[official]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     write_shards(
         folder,
         "model",
-        {official: shapes[name] for official, name in ours.items()},
+        {
+            official: (sum(shapes[name][0] for name in names), *shapes[names[0]][1:])
+            for official, names in ours.items()
+        },
         dtype,
-        lambda official: fetch(ours[official]),
+        whole,
         max_shard_size=max_shard_size,
         rank=rank,
         num_ranks=num_ranks,
     )
     if rank == 0:
         save_settings(policy, folder)
+
+
+def parts_of(places: dict[str, Place]) -> dict[str, list[str]]:
+    """Official tensor -> our weights in it, in the order of their rows."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for ours, place in places.items():
+        start = place.rows.start if place.rows is not None else 0
+        found.setdefault(place.tensor, []).append((start, ours))
+    return {official: [ours for _, ours in sorted(parts)] for official, parts in found.items()}
 
 
 def read_official(folder: Path) -> dict[str, bytes]:
@@ -378,7 +475,10 @@ def read_official(folder: Path) -> dict[str, bytes]:
 def save_settings(policy: Policy, folder: Path) -> None:
     """Write config.json, the tokenizer, and what the official code needs beside them."""
     raw = policy.raw_config | policy.family.write_config(policy.backbone.config)
-    raw["model_type"] = policy.family.model_type
+    if raw.get("model_type") not in policy.family.model_types:
+        raw["model_type"] = policy.family.model_types[0]
+    if policy.family.block_length != 0:
+        raw["block_length"] = policy.backbone.config.block_length
     special = policy.special
     ids = {"mask_token_id": special.mask, "pad_token_id": special.pad}
     raw |= ids | {"eos_token_id": raw.get("eos_token_id", special.stop[0])}

@@ -108,9 +108,9 @@ def adapter_off(policy: Policy) -> Iterator[None]:
 
 def official_modules(policy: Policy) -> dict[str, str]:
     """Our module name -> the official one, for every weight."""
-    names = policy.family.official_names(policy.backbone.config)
+    places = policy.family.places(policy.backbone.config)
     return {
-        ours.rpartition(".")[0]: official.rpartition(".")[0] for ours, official in names.items()
+        ours.rpartition(".")[0]: place.tensor.rpartition(".")[0] for ours, place in places.items()
     }
 
 

@@ -93,7 +93,7 @@ def collect(
         task,
         [example for example in prompts.examples for _ in range(config.group_size)],
         rollout.texts,
-        length_shares=(trace.length_B / trace.canvas_BC.shape[1]).tolist(),
+        length_shares=(trace.length_B / trace.gen_length).tolist(),
         nfe_shares=(trace.nfe_B / config.steps).tolist(),
         finished=trace.finished_B.tolist(),
     )

@@ -89,7 +89,7 @@ class Screen:
         self.printed = 0
 
     def __call__(self, trace: "Trace") -> None:
-        done_B = (trace.finished_B | trace.committed_BC.all(1)).tolist()
+        done_B = (trace.finished_B | trace.committed_BC[:, : trace.gen_length].all(1)).tolist()
         ready = len(list(takewhile(bool, done_B[self.printed :])))
         if not ready and time.monotonic() - self.drawn_s < FRAME_S:
             return
@@ -105,7 +105,7 @@ class Screen:
         """One canvas: a dot for a mask, a colour for the probability of a token."""
         tokenizer, length = self.policy.tokenizer, int(trace.length_B[b])
         ended = bool(trace.finished_B[b])
-        ids = trace.canvas_BC[b].tolist()[: length if ended else None]
+        ids = trace.canvas_BC[b].tolist()[: length if ended else trace.gen_length]
         steps, logps = trace.unmask_step_BC[b].tolist(), trace.logp_BC[b].exp().tolist()
         pieces = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
         text = Text()

@@ -40,6 +40,7 @@ def make_toy(config: ToyConfig, length: int, seed: int) -> Policy:
         max_positions=config.prompt_length + length,
         qkv_bias=False,
         tie_head=False,
+        head_size=4,
     )
     backbone = Backbone(shape)
     backbone.init_weights(torch.Generator().manual_seed(seed))
@@ -336,6 +337,7 @@ def collected(paths: list[_Path], table_SCW: Tensor, space: Space) -> Trajectori
         length_B=torch.where(finished_B, is_stop_BC.int().argmax(1) + 1, space.length),
         finished_B=finished_B,
         nfe_B=torch.tensor([len(path.canvases) - 1 for path in paths]),
+        commits_B=torch.zeros(len(paths), dtype=torch.int64),
     )
     prob_B = torch.stack([path.prob for path in paths])
     return Trajectories(trace=trace, prob_B=prob_B, digits_BC=digits_BC)

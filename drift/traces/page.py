@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drift.common.files import whole_file
 from drift.common.types import Advantages, Rollout
-from drift.learner.likelihood import assemble
+from drift.learner.layout import assemble
 from drift.policy.base import Policy
 
 HERE = Path(__file__).parent

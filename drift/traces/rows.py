@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from drift.common.types import Advantages, MaskedViews, PromptBatch, Rollout
-from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import token_logps
 from drift.learner.update import likely, restrict
 from drift.policy.base import Policy
 from drift.traces.page import NUM_ALTERNATIVES, TraceRow, View, trace_rows
@@ -50,7 +51,7 @@ def training_rows(
     chosen_B = torch.zeros_like(advantages.used_B).index_fill(0, row_N, True)
     views = restrict(views.keep(chosen_B[views.row_N]), advantages.used_B)
     if views.candidate_N.any():
-        batches = MicroBatches(rollout, views, sampler.special, TOKENS_PER_FORWARD)
+        batches = micro_batches(rollout, views, sampler.special, TOKENS_PER_FORWARD)
         old = token_logps(sampler, batches, rollout.temperature)
         views = views.keep(likely(views, old.logp_N))
     values_N = advantages.values_B[row_N]

@@ -8,7 +8,7 @@ number of ranks: pass rates are gathered, random numbers are counter-based.
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from drift.cluster.engine import Engine
 from drift.common import rng
 from drift.common.errors import CheckpointError
-from drift.common.types import PromptBatch, Rollout, Trace
+from drift.common.types import PromptBatch, Rollout
 from drift.config.commands import RunConfig
 from drift.config.curriculum import CURRICULA, CurriculumConfig, InformativeConfig
 from drift.learner.advantage import SAME_REWARD, spread
@@ -127,10 +127,8 @@ def pick_groups(rollout: Rollout, groups: list[int]) -> Rollout:
 
 def joined(rollouts: list[Rollout], device: torch.device | str) -> Rollout:
     """Rollouts of one policy behind one another, as one, on a device."""
-    trace = {
-        field.name: torch.cat([getattr(part.trace, field.name).to(device) for part in rollouts])
-        for field in fields(Trace)
-    }
+    traces = [part.trace.tensors() for part in rollouts]
+    trace = {name: torch.cat([part[name].to(device) for part in traces]) for name in traces[0]}
     return replace(
         rollouts[0],
         prompts=PromptBatch(
@@ -139,7 +137,7 @@ def joined(rollouts: list[Rollout], device: torch.device | str) -> Rollout:
             first_prompt=rollouts[0].prompts.first_prompt,
         ),
         rows_B=torch.cat([part.rows_B.to(device) for part in rollouts]),
-        trace=Trace(**trace),
+        trace=replace(rollouts[0].trace, **trace),
         texts=[text for part in rollouts for text in part.texts],
         scores=[score for part in rollouts for score in part.scores],
         reward_s=sum(part.reward_s for part in rollouts),

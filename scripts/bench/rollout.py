@@ -216,11 +216,11 @@ def retirement(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
     )
     advance, stop = decoding.advance, policy.special.stop
 
-    def ending(policy: Policy, state: Any, active_A: torch.Tensor, *rest: Any) -> torch.Tensor:
-        end_A = end_B[active_A]
-        there_A = active_A[state.step_BC[active_A, end_A] >= 0]
-        state.ids_BS[there_A, state.prompt_length_B[there_A] + end_B[there_A]] = stop[0]
-        return advance(policy, state, active_A, *rest)
+    def ending(policy: Policy, network: Any, state: Any, active_A: torch.Tensor, *rest: Any) -> Any:
+        end_A = state.prompt_length_B[active_A] + end_B[active_A]
+        there = state.step_BS[active_A, end_A] >= 0
+        state.ids_BS[active_A[there], end_A[there]] = stop[0]
+        return advance(policy, network, state, active_A, *rest)
 
     found: list[dict[str, Any]] = []
     decoding.advance = ending

@@ -21,7 +21,7 @@ from torch import Tensor
 from drift.common.types import PromptBatch, Rollout, TokenLogps, Trace
 from drift.config.masking import ReplayConfig
 from drift.config.objective import Normalization
-from drift.learner.likelihood import MicroBatches
+from drift.learner.layout import micro_batches
 from drift.learner.masking import build_views
 from drift.learner.objective import local_counts, weigh
 from drift.policy.base import SpecialIds
@@ -44,6 +44,7 @@ def rollout_of(rows: int, tokens: int, block: int, prompt: int, canvas: Tensor) 
         length_B=whole,
         finished_B=whole > 0,
         nfe_B=whole,
+        commits_B=torch.zeros_like(whole),
     )
     return Rollout(
         prompts=PromptBatch(examples=[], ids=[[5] * prompt], first_prompt=0),
@@ -68,7 +69,7 @@ def measure(rows: int, tokens: int, block: int) -> None:
     before, started = resident_mib(), time.perf_counter()
     views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(), 0)
     special = SpecialIds(mask=1, pad=0, stop=(2,))
-    batches = MicroBatches(rollout, views, special, tokens_per_forward=PROMPT + tokens)
+    batches = micro_batches(rollout, views, special, tokens_per_forward=PROMPT + tokens)
     counts = local_counts(views, views.length_B)
     weights = weigh(views, views.length_B, Normalization.sample, counts, tokens)
     zeros = torch.zeros(len(views.state_N))

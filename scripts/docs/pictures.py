@@ -64,6 +64,7 @@ def trace() -> Trace:
         length_B=length_B,
         finished_B=torch.tensor([True]),
         nfe_B=step_BC.amax(1) + 1,
+        commits_B=torch.zeros(len(step_BC), dtype=torch.int64),
     )
 
 

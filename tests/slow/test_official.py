@@ -70,5 +70,5 @@ def test_an_official_checkpoint_goes_through_every_command(
     home = os.environ | {"HF_HOME": str(tmp_path / "hf")}  # transformers copies the modules there
     loaded = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True)
     assert loaded.stdout == "LikeTheAuthors 77\n" * 2, loaded.stderr
-    names = load_policy(folder).family.official_names(load_policy(folder).backbone.config)
-    assert len(names) == len(load_policy(tmp_path / "merged").backbone.state_dict())
+    places = load_policy(folder).family.places(load_policy(folder).backbone.config)
+    assert len(places) == len(load_policy(tmp_path / "merged").backbone.state_dict())

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, Run
 NAMES = ["tiny-countdown", "tiny_dream-countdown"]
 
 
-def by_two_ranks(script: str, out: Path, *arguments: object) -> list[dict[str, Any]]:
+def by_two_ranks(script: str, out: Path, *arguments: object) -> list[Any]:
     """What each rank of a script of this folder wrote."""
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
@@ -44,6 +44,15 @@ def test_many_bfloat16_micro_batches_add_up(stage: int, tmp_path: Path) -> None:
     for found in by_two_ranks("zero_gradients.py", tmp_path, model, stage):
         assert found["parts"] == pytest.approx(found["whole"], rel=1e-6)
         assert found["clipped"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_ranks_may_score_in_different_numbers_of_chunks(tmp_path: Path) -> None:
+    """The head's weight is gathered once a forward, however many chunks of logits a rank makes."""
+    settings = ROOT / "tests" / "strict_zero.json"
+    model = ROOT / "data" / "tiny-countdown"
+    first, second = by_two_ranks("zero_chunks.py", tmp_path, model, settings)
+    assert first == second
+    assert all(norm > 0 for norm in first)
 
 
 @pytest.mark.parametrize(("name", "float16"), [(NAMES[0], 0), (NAMES[0], 1), (NAMES[1], 0)])

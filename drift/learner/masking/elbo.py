@@ -94,7 +94,7 @@ def quadrature(trace: Trace, rows_B: Tensor, config: QuadratureConfig, key: int)
 
 @MASKINGS.implements(BlockConfig)
 def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> MaskedViews:
-    """K blocks of the canvas: the blocks before are shown, of the block some, after it nothing.
+    """K blocks of the answer: the blocks before are shown, of the block some, after it nothing.
 
     As the sampler's states are (SPG's block-wise masking, arXiv 2510.09541): a row's blocks are
     drawn without replacement, then again; in the block 1 to all of its tokens are hidden, every
@@ -105,12 +105,19 @@ def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> Masked
     weights, and here it is n times the mean of 1[hidden] / (number hidden), small in the first
     block and large in the last. On 256 tokens in blocks of 32 it is 0.07, 0.21, 0.38, 0.58, 0.83,
     1.17, 1.70 and 3.07 in blocks 1 to 8; over all tokens the mean is 1.
+
+    Where attention is block-causal the blocks are the network's, and what follows the block, which
+    it does not see, is not scored.
     """
     can_BC, device = scorable(trace, config), rows_B.device
     size, num_views = can_BC.shape[1], config.num_views
-    block_C = torch.arange(size, device=device) // config.block_length
-    zeros_BN = torch.zeros(len(rows_B), int(block_C[-1]) + 1, device=device)
-    in_block_BN = zeros_BN.index_add(1, block_C, can_BC.float())
+    causal = trace.block_length > 0
+    if causal:
+        block_BC = trace.block_BC - trace.block_BC[:, :1]
+    else:
+        block_BC = (torch.arange(size, device=device) // config.block_length).expand_as(can_BC)
+    zeros_BN = torch.zeros(len(rows_B), int(block_BC.max()) + 1, device=device)
+    in_block_BN = zeros_BN.scatter_add(1, block_BC, can_BC.float())
     order_BN = random_ranks(in_block_BN > 0, rows_B, rng.stream(key, "blocks")).argsort(dim=1)
     real_B1 = (in_block_BN > 0).sum(1, keepdim=True).clamp(min=1)
     views_K = torch.arange(num_views, device=device)
@@ -121,11 +128,12 @@ def block(trace: Trace, rows_B: Tensor, config: BlockConfig, key: int) -> Masked
 
     def chosen(row_M: Tensor, view_M: Tensor) -> Tensor:
         block_M1 = block_BK[row_M, view_M][:, None]
-        here_MC = (block_C == block_M1) & can_BC[row_M]
+        here_MC = (block_BC[row_M] == block_M1) & can_BC[row_M]
         ranks_MC = random_ranks(here_MC, rows_B[row_M], key_K[view_M])
-        return (ranks_MC < count_BK[row_M, view_M][:, None]) | (block_C > block_M1)
+        after_MC = (block_BC[row_M] > block_M1) & (not causal)
+        return (ranks_MC < count_BK[row_M, view_M][:, None]) | after_MC
 
     after_BN = in_block_BN.sum(1, keepdim=True) - in_block_BN.cumsum(1)  # tokens of later blocks
-    hidden_BK = count_BK + after_BN.gather(1, block_BK)
+    hidden_BK = count_BK + after_BN.gather(1, block_BK) * (not causal)
     share_BK = hidden_BK / can_BC.sum(1, keepdim=True).clamp(min=1)
     return hide_and_score(trace, rows_B, config, num_views, chosen, 1 / (num_views * share_BK.T))

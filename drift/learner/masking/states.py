@@ -64,7 +64,8 @@ def sequential(trace: Trace, rows_B: Tensor, config: SequentialConfig, key: int)
 
     The view of step s shows exactly what the sampler saw at s: tokens committed at s or later are
     hidden. Scored are the tokens committed at s; candidates, scored if the policy finds them
-    likely enough, are the tokens committed later.
+    likely enough, are the tokens committed later: where attention is block-causal, those of the
+    same block.
     """
     step_J = draw_steps(trace, rows_B, config, key).T.flatten()
     own = config.low_prob_threshold == NO_CANDIDATES
@@ -94,7 +95,14 @@ def at_steps(
     def asked(state_M: Tensor) -> Tensor:
         row_M = row_J[state_M]
         of_step_MC = trace.unmask_step_BC[row_M] == step_J[state_M, None]
-        return (of_step_MC if own else hide(state_M)) & can_BC[row_M]
+        if own:
+            return of_step_MC & can_BC[row_M]
+        wanted_MC = hide(state_M) & can_BC[row_M]
+        if trace.block_length:  # a state is of one block: that of its tokens
+            block_MC = trace.block_BC[row_M]
+            own_M = block_MC.gather(1, of_step_MC.int().argmax(1, keepdim=True))
+            wanted_MC &= block_MC == own_M
+        return wanted_MC
 
     state_N, column_N = places(asked, len(row_J), can_BC)
     later_N = trace.unmask_step_BC[row_J[state_N], column_N] > step_J[state_N]
@@ -154,8 +162,18 @@ def trace_groups(trace: Trace, rows_B: Tensor, config: TraceConfig, key: int) ->
     """A view for each group of `shrink` denoising steps (TraceRL, arXiv 2509.06949).
 
     It hides what was committed in the group or later, and scores what was committed in the group.
+    Where attention is block-causal the steps of each block are grouped by themselves.
     """
-    return in_order(trace, rows_B, config, trace.unmask_step_BC, config.shrink)
+    if not trace.block_length:
+        return in_order(trace, rows_B, config, trace.unmask_step_BC, config.shrink)
+    # steps of a block follow one another; each block's groups are counted from its first step
+    step_BC, block_BC = trace.unmask_step_BC, trace.block_BC - trace.block_BC[:, :1]
+    most = max(1, int(step_BC.max()) + 1)
+    first_BC = step_BC.masked_fill(step_BC < 0, most)
+    first_BN = torch.full((len(step_BC), int(block_BC.max()) + 1), most, device=rows_B.device)
+    first_BN = first_BN.scatter_reduce(1, block_BC, first_BC, "amin")
+    local_BC = (step_BC - first_BN.gather(1, block_BC)) // config.shrink
+    return in_order(trace, rows_B, config, block_BC * most + local_BC, 1)
 
 
 @MASKINGS.implements(ReplayConfig)

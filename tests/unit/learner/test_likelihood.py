@@ -26,7 +26,8 @@ from drift.config.masking import (
 from drift.config.model import Dtype, ModelConfig
 from drift.config.objective import Normalization, PpoClipConfig
 from drift.config.optim import OptimConfig
-from drift.learner.likelihood import MicroBatches, cut, score, token_logps
+from drift.learner.layout import cut, micro_batches
+from drift.learner.likelihood import score, token_logps
 from drift.learner.masking import build_views
 from drift.learner.update import likely, padding, update
 from drift.policy.base import Policy
@@ -64,7 +65,7 @@ def test_replaying_a_trace_gives_the_samplers_log_probs(
     temperature = config.temperature or 1.0  # greedy records the log-prob at 1
     rollout = make_rollout(prompts, trace, temperature=temperature)
     views, longest = replay_views(rollout), max(map(len, prompts)) + 8
-    batches = MicroBatches(rollout, views, policy.special, rows_per_forward * longest)
+    batches = micro_batches(rollout, views, policy.special, rows_per_forward * longest)
     logps = token_logps(policy, batches, temperature)
     steps = int(trace.unmask_step_BC.max()) + 1
     logp_BC = dense(logps.logp_N, views, steps, 8).sum(0)
@@ -108,7 +109,7 @@ def test_micro_batches_score_what_dense_logits_say(masking: MaskingConfig) -> No
     num_views = int(views.order_J.max()) + 1
     found = planes(views, num_views, 8)
     asked_KBC = found["scored"] | found["candidate"]
-    batches = MicroBatches(rollout, views, policy.special, 3 * 14)
+    batches = micro_batches(rollout, views, policy.special, 3 * 14)
     logp_N = token_logps(policy, batches, 0.5).logp_N
     expected = dense_logps(policy, rollout, found["hidden"])
     assert len(logp_N) == asked_KBC.sum() > 0
@@ -120,7 +121,7 @@ def test_entropy_is_minus_sum_p_log_p() -> None:
     policy = toy()
     rollout = make_rollout([[3]], make_trace([[0, 1, 2]], canvas=[[2, 3, 4]]))
     views = build_views(rollout.trace, rollout.rows_B, AllConfig(), KEY)
-    (batch,) = MicroBatches(rollout, views, policy.special, 8 * 4)
+    (batch,) = micro_batches(rollout, views, policy.special, 8 * 4)
     _, entropy_N, _ = score(policy, batch, 1.0)
     logits = policy.logits(torch.tensor([[3, 1, 1, 1]]))[0, 1:].double()
     probs = logits[:, [0, 2, 3, 4]].softmax(-1)
@@ -218,7 +219,7 @@ def test_padding_is_what_short_rows_need_in_their_forward() -> None:
     policy = make_policy()  # prompts of 3, 1, 6 and 2 tokens, a canvas of 8: rows of 11, 9, 14, 10
     rollout = make_rollout(PROMPTS, decode(policy, PROMPTS, torch.arange(4), rollout_config(), KEY))
     views = build_views(rollout.trace, rollout.rows_B, AllConfig(), KEY)
-    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=2 * 14)
+    batches = micro_batches(rollout, views, policy.special, tokens_per_forward=2 * 14)
     assert [len(batch.ids_MS) for batch in batches] == [2, 2]
     engine = Engine(ClusterConfig(name="local"), Dtype.float32)
     assert padding(engine, batches) == pytest.approx((1 + 3) / (10 + 10 + 14 + 14))
@@ -252,7 +253,7 @@ def test_every_token_is_in_one_forward_of_no_more_tokens_than_allowed(
     trace = decode(policy, PROMPTS * 2, torch.arange(8), rollout_config(), KEY)
     rollout = make_rollout(PROMPTS * 2, trace)
     views = build_views(trace, rollout.rows_B, replace(EVERY[name], prompt_mask_prob=0.3), KEY)
-    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward)
+    batches = micro_batches(rollout, views, policy.special, tokens_per_forward)
     assert len(batches) == len(list(batches)) > 0
     seen: list[int] = []
     real = padded = 0
@@ -291,8 +292,8 @@ def test_forwards_without_tokens_make_up_for_those_of_other_ranks() -> None:
     policy = make_policy()
     rollout = make_rollout(PROMPTS, decode(policy, PROMPTS, torch.arange(4), rollout_config(), KEY))
     views = build_views(rollout.trace, rollout.rows_B, AllConfig(), KEY)
-    plain = MicroBatches(rollout, views, policy.special, tokens_per_forward=2 * 14)
-    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=2 * 14)
+    plain = micro_batches(rollout, views, policy.special, tokens_per_forward=2 * 14)
+    batches = micro_batches(rollout, views, policy.special, tokens_per_forward=2 * 14)
     batches.pad(1)  # fewer than there are
     assert len(batches) == 2
     batches.pad(4)
@@ -307,7 +308,7 @@ def test_forwards_without_tokens_make_up_for_those_of_other_ranks() -> None:
         policy.zero_grad()
         logp_N.sum().backward()
         assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
-    none = MicroBatches(rollout, views.keep(views.column_N < 0), policy.special, 28)
+    none = micro_batches(rollout, views.keep(views.column_N < 0), policy.special, 28)
     assert list(none) == []
     none.pad(2)
     assert len(list(none)) == 2
@@ -415,5 +416,5 @@ def test_candidates_are_chosen_on_the_way_where_their_count_is_known(
     known = normalization in (Normalization.view, Normalization.token) or (
         fits and normalization != Normalization.view_token
     )
-    alone = len(MicroBatches(rollout, views, policy.special, tokens, whole_rows=fits))
+    alone = len(micro_batches(rollout, views, policy.special, tokens, whole_rows=fits))
     assert forwards == (alone if known else 2 * alone)

@@ -15,7 +15,8 @@ from drift.config.masking import Tail
 from drift.config.model import Dtype
 from drift.config.objective import Level, Normalization
 from drift.learner.advantage import estimate
-from drift.learner.likelihood import MicroBatches, score
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import score
 from drift.learner.masking import build_views, draw_views
 from drift.learner.objective import (
     ScoredTokens,
@@ -52,9 +53,9 @@ def sampled() -> Rollout:
 
 def all_logps(policy: Policy, rollout: Rollout, views: MaskedViews) -> Tensor:
     """Log-probs of the views' tokens, [N], with graph, in one forward."""
-    (batch,) = MicroBatches(rollout, views, policy.special, 100_000)
+    (batch,) = micro_batches(rollout, views, policy.special, 100_000)
     logp_N, *_ = score(policy, batch, 1.0)
-    return torch.zeros(len(views.state_N)).index_put((batch.token_N,), logp_N)
+    return logp_N.new_zeros(len(views.state_N)).index_put((batch.token_N,), logp_N)
 
 
 def scored_part(
@@ -258,7 +259,7 @@ def test_entropy_and_kl_are_means_whatever_the_normalization(choice: tuple[str, 
         )  # fmt: skip
         views = build_views(rollout.trace, rollout.rows_B, config.masking, KEY)
         used_N = views.row_N < 2 * GROUP  # the third group has equal rewards
-        (whole,) = MicroBatches(rollout, views, policy.special, 100_000)
+        (whole,) = micro_batches(rollout, views, policy.special, 100_000)
         entropy_N = score(policy, whole, 1.0)[1][used_N[whole.token_N]]
         assert len(entropy_N) == used_N.sum()
         expected = entropy_N.mean().item()

@@ -15,7 +15,8 @@ from drift.config.commands import RunConfig
 from drift.config.model import Dtype
 from drift.config.objective import ValueConfig
 from drift.learner.advantage import estimate
-from drift.learner.likelihood import MicroBatches, score
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import score
 from drift.learner.masking import build_views
 from drift.learner.update import parts, update
 from drift.learner.value import moments, step_targets, summary, value_loss
@@ -173,7 +174,7 @@ def trained(policy: Policy, rollout: Rollout, run: RunConfig) -> tuple[Tensor, l
 def scores_of(policy: Policy, rollout: Rollout, run: RunConfig) -> tuple[Tensor, ...]:
     """Log-probs and values [K, B, C] of everything that is scored, with graph, in one forward."""
     views = build_views(rollout.trace, rollout.rows_B, run.masking, KEY)
-    (batch,) = MicroBatches(rollout, views, policy.special, 10_000)
+    (batch,) = micro_batches(rollout, views, policy.special, 10_000)
     logp_M, _, value_M = score(policy, batch, 1.0)
     value_M = torch.zeros_like(logp_M) if value_M is None else value_M
     empty_N, place = torch.zeros(len(views.state_N)), (batch.token_N,)

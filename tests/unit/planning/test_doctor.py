@@ -8,7 +8,8 @@ import torch
 from drift.config.compose import typed
 from drift.config.model import Dtype
 from drift.config.rollout import CacheMode
-from drift.learner.likelihood import MicroBatches, token_logps
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import token_logps
 from drift.planning.diagnosis import Inspection, caches, examine, padding, replay, shift
 from drift.policy.loading import load_policy, torch_dtype
 from drift.rollout.caching import Cached
@@ -56,7 +57,8 @@ def test_embedded_checkpoints_are_healthy(model: str, task: str, dtype: Dtype) -
 @pytest.mark.parametrize(("model", "task", "dtype"), LOADED)
 def test_a_wrong_shift_is_found(model: str, task: str, dtype: Dtype) -> None:
     sick = inspection(model, task, dtype)
-    sick.policy.family = replace(sick.policy.family, shift=not sick.policy.family.shift)
+    config = sick.policy.backbone.config
+    sick.policy.backbone.config = replace(config, shift=not config.shift)
     assert not shift(sick).healthy
 
 
@@ -91,7 +93,7 @@ def test_replay_is_exact_alone_and_beside_longer_rows(model: str, task: str) -> 
     trace = decode(policy, prompts, rows, config, key=5)
     rollout = make_rollout(prompts, trace)
     views = replay_views(rollout)
-    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=10_000)
+    batches = micro_batches(rollout, views, policy.special, tokens_per_forward=10_000)
     learner_BC = torch.zeros_like(trace.logp_BC)
     learner_BC[views.row_N, views.column_N] = token_logps(policy, batches, 1.0).logp_N
     torch.testing.assert_close(learner_BC, trace.logp_BC, atol=1e-5, rtol=0)

@@ -12,7 +12,8 @@ from drift.common import rng
 from drift.config.model import Dtype, LoraConfig, ModelConfig
 from drift.config.optim import OptimConfig
 from drift.config.rollout import CacheMode, RolloutConfig
-from drift.learner.likelihood import MicroBatches, score
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import score
 from drift.planning.memory import (
     UNSHARDED,
     Sharding,
@@ -81,7 +82,7 @@ def test_logits_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[5, 6, 7], [4], [9, 8, 7]]
     rollout = make_rollout(prompts, decode(policy, prompts, torch.arange(3), rollout_config(), KEY))
     views = replay_views(rollout)
-    batches = MicroBatches(rollout, views, policy.special, tokens_per_forward=1024)
+    batches = micro_batches(rollout, views, policy.special, tokens_per_forward=1024)
     with Watch() as watch:
         for batch in batches:
             score(policy, batch, 1.0)[0].sum().backward()
@@ -110,7 +111,7 @@ def test_activations_are_as_large_as_the_formula_says(
     sizes = BackboneConfig(
         vocab_size=50, hidden_size=128, num_layers=6, num_heads=8,
         num_kv_heads=8 if family == "llada" else 2, mlp_size=320, rope_theta=1e4, norm_eps=1e-5,
-        max_positions=512, qkv_bias=family == "dream", tie_head=False,
+        max_positions=512, qkv_bias=family == "dream", tie_head=False, head_size=16,
     )  # fmt: skip
     backbone = Backbone(sizes)
     backbone.init_weights(torch.Generator().manual_seed(0))

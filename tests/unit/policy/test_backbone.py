@@ -209,19 +209,19 @@ def test_official_names_and_shapes_cover_every_parameter(
     sizes = FAMILIES[family].read_config(config)
     with torch.device("meta"):
         backbone = Backbone(sizes)
-    names = FAMILIES[family].official_names(sizes)
-    shapes = {names[ours]: tuple(p.shape) for ours, p in backbone.named_parameters()}
+    places = FAMILIES[family].places(sizes)
+    shapes = {places[ours].tensor: tuple(p.shape) for ours, p in backbone.named_parameters()}
     assert shapes == SHAPES[family](config)
-    assert len(names) == len(set(names.values())) == len(shapes)
+    assert len(places) == len({place.tensor for place in places.values()}) == len(shapes)
 
 
 @both_families
 def test_tied_official_names_have_no_head(family: str) -> None:
     config = CONFIGS[family](**SIZES["grouped queries"], tied=True)
     sizes = FAMILIES[family].read_config(config)
-    names = FAMILIES[family].official_names(sizes)
-    assert set(names) == {name for name, _ in Backbone(sizes).named_parameters()}
-    assert set(names.values()) == set(SHAPES[family](config))
+    places = FAMILIES[family].places(sizes)
+    assert set(places) == {name for name, _ in Backbone(sizes).named_parameters()}
+    assert {place.tensor for place in places.values()} == set(SHAPES[family](config))
 
 
 @both_families

@@ -76,7 +76,7 @@ CONFIGS = {
     "dual threshold": replace(FAST, cache=CacheMode.dual),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-EXACT = {name: c for name, c in CONFIGS.items() if c.cache == CacheMode.none}
+EXACT = {name: c for name, c in CONFIGS.items() if c.cache_for(0) == CacheMode.none}
 
 
 def rows(trace: Trace, index: int | slice) -> list[Tensor]:

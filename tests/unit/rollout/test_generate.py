@@ -56,6 +56,7 @@ def test_a_terminal_takes_no_orders_from_a_model(tiny: Policy) -> None:
         length_B=torch.tensor([0]),
         finished_B=torch.tensor([False]),
         nfe_B=torch.tensor([2]),
+        commits_B=torch.tensor([0]),
     )
     row = screen.row(trace, 0)
     assert row.plain == "7+3·"

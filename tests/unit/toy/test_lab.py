@@ -29,7 +29,8 @@ from drift.config.rollout import (
     StaticConfig,
     ThresholdConfig,
 )
-from drift.learner.likelihood import MicroBatches, score
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import score
 from drift.learner.masking import build_views
 from drift.policy.base import Policy
 from drift.rollout.decoding import decode
@@ -156,7 +157,7 @@ def test_the_samplers_gradient_is_what_the_learner_makes_of_replay() -> None:
     views = build_views(rollout.trace, rollout.rows_B, ReplayConfig(), KEY)
     value_B = known.prob_B * (known.reward_B - known.mean_reward)
     row = len(rollout.prompt_ids(0)) + 3
-    for batch in MicroBatches(rollout, views, policy.special, 64 * row):
+    for batch in micro_batches(rollout, views, policy.special, 64 * row):
         logp_N, *_ = score(policy, batch, 1.0)
         (logp_N * value_B[views.row_N[batch.token_N]]).sum().backward()
     found = torch.cat([weight.grad.flatten() for weight in policy.parameters()])  # type: ignore[union-attr]
@@ -173,7 +174,7 @@ def test_hidden_prompt_tokens_reach_the_network() -> None:
     masks = views.hide_prompt(torch.arange(len(known.prob_B)), len(space.prompt))
     assert masks is not None
     assert 0.4 < masks.float().mean() < 0.6
-    batches = MicroBatches(rollout, views, policy.special, 99_999)
+    batches = micro_batches(rollout, views, policy.special, 99_999)
     shown = torch.cat([batch.ids_MS[:, : len(space.prompt)] for batch in batches])
     assert torch.equal(shown == policy.special.mask, masks)
 

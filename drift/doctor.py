@@ -8,6 +8,7 @@ from rich.text import Text
 from drift.cli.command import run_command
 from drift.common import terminal
 from drift.config.commands import DoctorConfig
+from drift.config.network_checks import validate_network
 
 NUM_EXAMPLES = 8
 
@@ -25,6 +26,7 @@ def run(config: DoctorConfig) -> None:
     task = build_task(config.task, config.data.on_error)
     engine = Engine(config.cluster, config.model.dtype)
     policy = load_model(config.model, device=engine.device)
+    validate_network(config, policy.backbone.config.block_length)
     examples = task.examples(Split.test)[:NUM_EXAMPLES]
     examples, prompts, _ = encode_all(policy, config.task, examples, config.rollout.gen_length)
     answers: list[list[int]] = [[] for _ in examples]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from drift.cli.command import run_command
 from drift.config.commands import GenerateConfig
+from drift.config.network_checks import validate_network
 from drift.rollout.screen import Screen, check_trace, cost, read_prompts, write
 
 LITERAL = ("prompt", "input", "trace")  # settings whose value is taken as it was typed
@@ -42,6 +43,7 @@ def run(config: GenerateConfig) -> None:
     engine = Engine(config.cluster, config.model.dtype)
     path = policy_folder(config.model.path)
     policy = load_model(config.model, path=path, device=engine.device)
+    validate_network(config, policy.backbone.config.block_length)
     console = Console()
     screen = None
     if console.is_terminal:

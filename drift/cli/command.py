@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from drift.cli import help
 from drift.cluster.submission import lost_job
@@ -45,7 +45,6 @@ def run_command(name: str, run: Callable[[Any], None]) -> None:
     settle_streams()
     register()
     help.register()
-    OmegaConf.register_new_resolver("drift_either", lambda one, other: one or other, replace=True)
     help.refuse_wrong_flags(sys.argv[1:])
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a closed pipe (`| head`) is no reason for a traceback

@@ -1,12 +1,14 @@
 """Every setting, in a file for each config group; commands.py has what each command takes.
 
 A default is written at its field or in conf/, never in the code that reads it, and the bounds of a
-number at its field. Nothing here imports torch. Checks that span groups are in checks.py.
+number at its field. Nothing here imports torch. Checks that span groups are in checks.py,
+those that need the network in network_checks.py.
 """
 
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from drift.config.cluster import CLUSTERS
 from drift.config.commands import COMMANDS
@@ -35,8 +37,17 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 GROUPS: dict[str, dict[str, type]] = {known.group: known.schemas for known in REGISTRIES}
 
 
+def either(one: object, other: object) -> object:
+    """The first of two values that is set and not 0."""
+    return one or other
+
+
 def register() -> None:
-    """Put every schema into Hydra's store, under `schema/<group>/<name>`."""
+    """Put every schema into Hydra's store, under `schema/<group>/<name>`.
+
+    And `${drift_either:a,b}`.
+    """
+    OmegaConf.register_new_resolver("drift_either", either, replace=True)
     store = ConfigStore.instance()
     for name, node in COMMANDS.items():
         store.store(group="schema", name=name, node=node)

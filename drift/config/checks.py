@@ -87,7 +87,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
     lora = config.model.lora
     if lora.rank and not lora.targets:
         yield f"model.lora.targets=[] trains nothing with model.lora.rank={lora.rank}; name a layer"
-    yield from _rollout(config.rollout)
+    yield from _rollout(config.rollout, network=bool(config.model.block_length))
     yield from _rollout_with_others(config)
     yield from _task(config.task)
     yield from _cluster(config.cluster)
@@ -102,15 +102,16 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield from _samples(config)
 
 
-def _rollout(rollout: RolloutConfig) -> Iterator[str]:
+def _rollout(rollout: RolloutConfig, *, network: bool = False) -> Iterator[str]:
+    """network: the block length is the network's, and no choice."""
     if min(rollout.gen_length, rollout.block_length, rollout.steps) <= 0:
         return
     if rollout.gen_length % rollout.block_length:
         longer = -(-rollout.gen_length // rollout.block_length) * rollout.block_length
+        choice = "" if network else f"block_length in {divisors(rollout.gen_length)} or "
         yield (
             f"rollout.gen_length={rollout.gen_length} is not a multiple of "
-            f"rollout.block_length={rollout.block_length}; use block_length in "
-            f"{divisors(rollout.gen_length)} or gen_length={longer}"
+            f"rollout.block_length={rollout.block_length}; use {choice}gen_length={longer}"
         )
         return
     num_blocks = rollout.gen_length // rollout.block_length

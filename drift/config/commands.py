@@ -52,10 +52,16 @@ class CheckpointConfig:
     keep: int = positive(2)  # newest checkpoints kept beside the best
 
 
+class RatioPer(StrEnum):
+    row = "row"
+    block = "block"  # of rollout.block_length
+
+
 @dataclass
 class SFTDataConfig:
     habit_share: float = share(0.0)  # of the demonstrations that show the task's bad habit
     batch_size: int = positive(128)  # demonstrations of an optimizer step
+    ratio_per: RatioPer = RatioPer.row  # what one masking ratio is drawn for
     log_every: int = positive(100)  # optimizer steps between lines of the log
 
 

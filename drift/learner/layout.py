@@ -11,7 +11,7 @@ Either way the learner sees what the sampler saw. A forward's inputs are built w
 from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ class MicroBatch:
     token_N: Tensor  # which of the views' tokens
     candidate_N: Tensor  # bool
     block_MJ: Tensor | None = None  # of which block each state behind the row is
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in moved.items() if x is not None})
 
 
 class MicroBatches(Sequence[MicroBatch]):

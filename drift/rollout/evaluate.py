@@ -12,6 +12,7 @@ from drift.common import rng, terminal
 from drift.common.stats import Accuracy
 from drift.common.types import Example, PromptBatch, Rollout
 from drift.config.commands import EvalRunConfig, RunConfig, SFTConfig
+from drift.config.network_checks import validate_network
 from drift.config.rollout import RolloutConfig
 from drift.config.task import Split
 from drift.policy.base import Policy
@@ -223,7 +224,13 @@ def load_problems(
     split: Split,
     config: RunConfig | SFTConfig | EvalRunConfig,
 ) -> Problems:
-    """Encode the problems of a split that fit; of those to evaluate on, `eval.max_examples`."""
+    """Encode the problems of a split that fit; of those to evaluate on, `eval.max_examples`.
+
+    Raises:
+        ConfigError: the settings do not go with the network.
+        RolloutError: as `encode_all`.
+    """
+    validate_network(config, policy.backbone.config.block_length)
     limit = None if split == Split.train else config.eval.max_examples
     examples = examples[:limit]
     kept, ids, dropped = encode_all(policy, config.task, examples, config.rollout.gen_length)

@@ -14,11 +14,12 @@ from drift.config.cluster import ClusterConfig
 from drift.config.commands import BaseConfig
 from drift.config.explain import explain
 from drift.config.model import ModelConfig
+from drift.config.network_checks import validate_network
 from drift.config.rollout import ROLLOUTS, RolloutConfig
 from drift.config.task import TaskConfig
 from drift.policy.base import Policy
 from drift.rollout.collect import completions
-from drift.rollout.prompts import encode_text, render
+from drift.rollout.prompts import encode_text, longest_prompt, render
 
 DEFAULTS = {"gen_length": 128, "temperature": 0.0, "group_size": 1}
 BLOCK_LENGTH = 32
@@ -48,7 +49,8 @@ def generate(
         rollout: the rule of remasking: threshold (every token of confidence 0.9 or more in each
             step), static or factor.
         settings: of the rollout, for example `threshold`; unset: 128 tokens in blocks of 32 (one
-            block if that is longer than the canvas), greedy, one completion of each prompt
+            block if that is longer than the canvas; the network's where its attention is
+            block-causal), greedy, one completion of each prompt
             (`group_size`).
 
     Returns:
@@ -59,19 +61,24 @@ def generate(
         RolloutError: a prompt is empty or too long for the model's positions.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    config = rollout_config(rollout, settings)
+    config = rollout_config(rollout, settings, policy.backbone.config.block_length)
     return complete(policy, texts, config, chat=chat, seed=seed, watch=watch)
 
 
-def rollout_config(rollout: str, settings: dict[str, object]) -> RolloutConfig:
-    """Checked settings, the rest filled in; refused with the words of the command line."""
+def rollout_config(
+    rollout: str, settings: dict[str, object], block_length: int = 0
+) -> RolloutConfig:
+    """Checked settings, the rest filled in; refused with the words of the command line.
+
+    block_length: of the network's block-causal attention; 0: attention is full.
+    """
     if rollout not in ROLLOUTS.schemas:
         raise ConfigError(f"rollout={rollout}: choose one of {', '.join(ROLLOUTS.schemas)}")
     values = DEFAULTS | settings
     try:
         config = OmegaConf.merge(OmegaConf.structured(ROLLOUTS.schemas[rollout]), values)
         length = config.gen_length
-        unset = {"steps": length, "block_length": min(BLOCK_LENGTH, length)}
+        unset = {"steps": length, "block_length": block_length or min(BLOCK_LENGTH, length)}
         config = OmegaConf.to_object(OmegaConf.merge(config, unset | settings))
     except OmegaConfBaseException as error:
         raise ConfigError(f"rollout.{explain(error)}") from None
@@ -79,6 +86,7 @@ def rollout_config(rollout: str, settings: dict[str, object]) -> RolloutConfig:
     rest = BaseConfig(model=ModelConfig(), task=TaskConfig(), cluster=ClusterConfig())
     rest.rollout = config
     validate(rest)
+    validate_network(rest, block_length)
     return config
 
 
@@ -105,7 +113,7 @@ def complete(
     examples = [
         Example(key=f"prompt {i}", prompt=text, fields={}) for i, text in enumerate(prompts, 1)
     ]
-    limit = policy.backbone.config.max_positions - config.gen_length
+    limit = longest_prompt(policy, config.gen_length)
     ids: list[list[int]] = []
     for example in examples:
         if not example.prompt.strip():

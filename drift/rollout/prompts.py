@@ -50,6 +50,12 @@ def encode_text(policy: Policy, text: str, example: Example) -> list[int]:
     return ids
 
 
+def longest_prompt(policy: Policy, gen_length: int) -> int:
+    """The most tokens of a prompt beside its canvas, in the network's positions."""
+    config = policy.backbone.config  # a row of block-causal attention ends with its last block
+    return config.max_positions - gen_length - max(config.block_length - 1, 0)
+
+
 def encode_all(
     policy: Policy, task: TaskConfig, examples: list[Example], gen_length: int
 ) -> tuple[list[Example], list[list[int]], int]:
@@ -61,7 +67,7 @@ def encode_all(
     Raises:
         RolloutError: a prompt does not fit and task.long_prompts=refuse, or none fits.
     """
-    limit = policy.backbone.config.max_positions - gen_length
+    limit = longest_prompt(policy, gen_length)
     kept: list[Example] = []
     kept_ids: list[list[int]] = []
     with terminal.bar("encoding prompts", len(examples)) as bar:

@@ -1,8 +1,12 @@
-"""Masked-diffusion supervised fine-tuning."""
+"""Masked-diffusion supervised fine-tuning.
+
+Of block-causal networks each row is laid out clean and, behind it, noisy: 2n tokens (BD3LM, arXiv
+2503.09573; SDAR draws one ratio for a row, Fast-dLLM v2, arXiv 2509.26328, one for each block).
+"""
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +16,11 @@ from drift.cluster.engine import Engine
 from drift.common import ranks, rng, terminal
 from drift.common.errors import ConfigError, DataError
 from drift.common.files import give_back, whole_folder
-from drift.common.types import Example
+from drift.common.types import Example, MaskedViews, PromptBatch, Rollout, Trace
 from drift.config.checks import idle_settings
-from drift.config.commands import SFTConfig
+from drift.config.commands import RatioPer, SFTConfig
+from drift.learner.layout import micro_batches
+from drift.learner.likelihood import score
 from drift.policy.base import Policy
 from drift.policy.loading import load_model, save_policy
 from drift.rollout.evaluate import Problems, evaluate, load_problems
@@ -32,18 +38,30 @@ log = logging.getLogger("drift")
 MIN_T = 0.03  # bounds the weight 1/t
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstrations:
+    """R rows to learn from: Demonstrations(prompts=[[5, 6]], canvas_RC=[[7, 2, 2]])."""
+
+    prompts: list[list[int]]
+    canvas_RC: Tensor  # int64; the answer, then stop tokens
+
+
 def demonstrations(
     policy: Policy, task: GeneratedTask, train: list[Example], config: SFTConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encoded rows: ids [R, S] padded at the end, prompt lengths [R], lengths [R]."""
+) -> Demonstrations:
+    """Encoded rows; where attention is block-causal the canvas is filled to its last block's end.
+
+    Raises:
+        DataError: a demonstration is longer than the canvas.
+    """
     size = config.rollout.gen_length
+    wide = size + max(policy.backbone.config.block_length - 1, 0)
     examples, prompts, _ = encode_all(policy, task.config, train, size)
     key = rng.stream(config.seed, "habit")
     habits = rng.uniform(key, torch.arange(len(examples))) < config.sft.habit_share
     end_of_turn = policy.special.stop[-1]
-    fill = policy.special.stop[0]
-    rows: list[list[int]] = []
-    for example, prompt, habit in zip(examples, prompts, habits.tolist(), strict=True):
+    canvas_RC = torch.full((len(prompts), wide), policy.special.stop[0])
+    for i, (example, habit) in enumerate(zip(examples, habits.tolist(), strict=True)):
         text = task.demonstration(example, habit=habit)
         answer = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [end_of_turn]
         if len(answer) > size:
@@ -51,51 +69,95 @@ def demonstrations(
                 f"the demonstration of {example.key} has {len(answer)} tokens; "
                 f"rollout.gen_length={size} is too short"
             )
-        rows.append(prompt + answer + [fill] * (size - len(answer)))
-    prompt_length = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.full((len(rows), max(map(len, rows))), policy.special.pad)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    return ids, prompt_length, prompt_length + size
+        canvas_RC[i, : len(answer)] = torch.tensor(answer)
+    return Demonstrations(prompts=prompts, canvas_RC=canvas_RC)
 
 
-def mask_batch(
-    prompt_length_M: Tensor, size: int, step: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which canvas tokens of M rows to mask: (row [N], position [N], weight 1/t [N])."""
-    num_rows = len(prompt_length_M)
-    rows_M = torch.arange(num_rows)
-    offset = rng.uniform(rng.stream(seed, "sft_t", step), rows_M)
-    t_M = ((rows_M + offset) / num_rows).clamp(min=MIN_T).float()
-    noise = rng.uniform(rng.stream(seed, "sft_mask", step), rows_M[:, None], torch.arange(size))
-    row_N, canvas_N = (noise < t_M[:, None]).nonzero(as_tuple=True)
-    return row_N, prompt_length_M[row_N] + canvas_N, 1 / t_M[row_N]
+def as_rollout(data: Demonstrations, rows: list[int], policy: Policy, size: int) -> Rollout:
+    """Some of the rows as if they had been sampled in one step: the learner scores rollouts."""
+    prompts = [data.prompts[row] for row in rows]
+    length_B, canvas_BC = torch.tensor([len(p) for p in prompts]), data.canvas_RC[rows]
+    grid = policy.backbone.config.block_length
+    columns_C = torch.arange(canvas_BC.shape[1])
+    # through the block that holds the canvas' last token
+    end_B = -(-(length_B + size) // grid) * grid - length_B if grid else length_B * 0 + size
+    none_B = length_B * 0
+    trace = Trace(
+        prompt_length_B=length_B,
+        canvas_BC=canvas_BC,
+        unmask_step_BC=torch.where(columns_C < end_B[:, None], 0, -1),
+        logp_BC=torch.zeros(canvas_BC.shape),
+        length_B=none_B + size,
+        finished_B=none_B == 0,
+        nfe_B=none_B + 1,
+        commits_B=none_B,
+        block_length=grid,
+    )
+    return Rollout(
+        prompts=PromptBatch(examples=[], ids=prompts, first_prompt=0),
+        group_size=1,
+        rows_B=torch.arange(len(rows)),
+        trace=trace,
+        texts=[],
+        scores=[],
+        temperature=1.0,
+        policy_version=0,
+        reward_s=0.0,
+    )
+
+
+def noisy(trace: Trace, step: int, config: SFTConfig) -> tuple[MaskedViews, Tensor]:
+    """One view of each row, each token hidden with probability t and scored with weight 1 / t.
+
+    t is drawn for each row, spread evenly over the batch; with `sft.ratio_per=block` for each block
+    of a row, with the rows' numbers moved on by a random one.
+
+    Returns:
+        The views; the weight of each scored token [N].
+    """
+    rows_B, seed = torch.arange(len(trace.length_B)), config.seed
+    columns_C = torch.arange(trace.canvas_BC.shape[1])
+    offset_B = rng.uniform(rng.stream(seed, "sft_t", step), rows_B)
+    t_BC = ((rows_B + offset_B) / len(rows_B))[:, None].expand(trace.canvas_BC.shape)
+    if config.sft.ratio_per == RatioPer.block:
+        size = config.rollout.block_length
+        block_BC = trace.block_BC if trace.block_length else (columns_C // size).expand_as(t_BC)
+        shift_BC = rng.uniform(rng.stream(seed, "sft_block_t", step), rows_B[:, None], block_BC)
+        t_BC = (t_BC + shift_BC) % 1.0
+    t_BC = t_BC.clamp(min=MIN_T).float()
+    noise = rng.uniform(rng.stream(seed, "sft_mask", step), rows_B[:, None], columns_C)
+    hidden_BC = (noise < t_BC) & trace.committed_BC
+    row_N, column_N = hidden_BC.nonzero(as_tuple=True)
+    views = MaskedViews(
+        row_J=rows_B,
+        order_J=rows_B * 0,
+        hide=lambda state_M: hidden_BC[state_M] | ~trace.committed_BC[state_M],
+        state_N=row_N,
+        column_N=column_N,
+        candidate_N=torch.zeros_like(row_N, dtype=torch.bool),
+        candidate_min_prob=1.0,
+        length_B=trace.committed_BC.sum(1),
+        rows_B=rows_B,
+    )
+    return views, 1 / t_BC[row_N, column_N]
 
 
 def sft_step(
-    engine: Engine, policy: Policy, data: tuple[Tensor, ...], step: int, config: SFTConfig
+    engine: Engine, policy: Policy, data: Demonstrations, step: int, config: SFTConfig
 ) -> float:
     """One optimizer step on a random batch; returns its loss."""
-    ids_RS, prompt_length_R, length_R = data
-    size, batch = config.rollout.gen_length, config.sft.batch_size
+    batch, model = config.sft.batch_size, engine.model
     pick = rng.uniform(rng.stream(config.seed, "sft_batch", step), torch.arange(batch))
-    rows_M = (pick * len(ids_RS)).long()
-    ids_MS, length_M = ids_RS[rows_M], length_R[rows_M]
-    ids_MS = ids_MS[:, : int(length_M.max())]
-    row_N, position_N, weight_N = mask_batch(prompt_length_R[rows_M], size, step, config.seed)
-    target_N = ids_MS[row_N, position_N]
-    hidden_MS = ids_MS.clone()
-    hidden_MS[row_N, position_N] = policy.special.mask
-    total, model = 0.0, engine.model
+    rows = (pick * len(data.prompts)).long().tolist()
+    rollout = as_rollout(data, rows, policy, config.rollout.gen_length)
+    views, weight_N = noisy(rollout.trace, step, config)
+    total = 0.0
     assert model is not None
-    rows = max(1, config.optim.tokens_per_forward // ids_MS.shape[1])
-    for first in range(0, batch, rows):
-        here_N = (row_N >= first) & (row_N < first + rows)
-        part = (hidden_MS[first : first + rows], length_M[first : first + rows])
-        chosen = (row_N[here_N] - first, position_N[here_N], target_N[here_N], weight_N[here_N])
-        *inputs, weight = (t.to(engine.device) for t in (*part, *chosen))
-        logp_N, *_ = model(*inputs, 1.0)
-        loss = -(logp_N * weight).sum() / (batch * size)
+    tokens = config.optim.tokens_per_forward
+    for forward in micro_batches(rollout, views, policy.special, tokens):
+        logp_N, *_ = score(model, forward.to(engine.device), 1.0)
+        weight = weight_N[forward.token_N].to(engine.device)
+        loss = -(logp_N * weight).sum() / (batch * config.rollout.gen_length)
         engine.backward(loss)
         total += loss.item()
     engine.step()
@@ -117,7 +179,7 @@ def fit(
     policy: Policy,
     task: GeneratedTask,
     problems: Problems,
-    data: tuple[Tensor, ...],
+    data: Demonstrations,
     config: SFTConfig,
 ) -> None:
     """Every step; the policy is saved and evaluated each `eval.every` and at the last."""
@@ -175,7 +237,7 @@ def run(config: SFTConfig) -> None:
     write_origin(config, facts, render(policy, config.task, examples[Split.train][0]))
     for words in idle_settings(config):
         log.warning("%s", words)
-    log.info("%d demonstrations, %d steps", len(data[0]), config.num_steps)
+    log.info("%d demonstrations, %d steps", len(data.prompts), config.num_steps)
     try:
         fit(engine, policy, task, problems, data, config)
     except BaseException:

@@ -47,8 +47,10 @@ def options(group: str) -> list[str]:
     ],
 )
 def test_every_option_composes_and_is_valid(choice: str) -> None:
-    partner = ["masking=elbo"] if choice in ("objective=sandwich", "objective=boundary") else []
-    config = typed(composed(choice, *partner))
+    partners = dict.fromkeys(("objective=sandwich", "objective=boundary"), "masking=elbo")
+    # blocks of 32 tokens: countdown's canvas has 16
+    partners |= dict.fromkeys(("model=a2d_qwen3", "model=fast_dllm_v2"), "task=code")
+    config = typed(composed(choice, *([partners[choice]] if choice in partners else [])))
     assert isinstance(config, RunConfig)
     validate(config)
 

@@ -117,6 +117,6 @@ def out_of_range(config: Any, prefix: str = "") -> Iterator[str]:
         elif isinstance(value, int | float):  # neither null nor a value that is not given
             for bound in bounds_of(of):
                 if not bound.allows(value):
-                    whole = number_of(type(config), of.name) is int
+                    whole = number_of(config.__class__, of.name) is int
                     words = allowed(of, int) if whole else bound.words
                     yield f"{prefix}{of.name}={value} must be {words}"

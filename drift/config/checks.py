@@ -588,11 +588,7 @@ def validate(config: object) -> None:
     if isinstance(config, BaseConfig):
         found = list(problems(config))
     elif isinstance(config, ScoreConfig):
-        found = [
-            *out_of_range(config),
-            *task_problems(config.task),
-            *offline_problems(config.task.reward),
-        ]
+        found = [*out_of_range(config), *offline_problems(config.task)]
     elif isinstance(config, LabConfig):
         found = [*out_of_range(config), *_rollout(config.rollout)]
     if found:

@@ -185,7 +185,9 @@ class MaskedViews:
     """
 
     row_J: Tensor  # int64, ascending; which of the B rows
-    order_J: Tensor  # int64; the state's number among those of its row
+    # int64; the state's number in its row, from 0, ascending: of the draw; for trace, replay and
+    # left_to_right of the step group or token, with gaps where it has nothing to score
+    order_J: Tensor
     hide: Callable[[Tensor], Tensor]  # states [M] -> [M, C] bool: shown as the mask token
     state_N: Tensor  # int64, ascending; which of the J states scores the token
     column_N: Tensor  # int64; the token's column in the canvas, hidden in its state
@@ -193,9 +195,9 @@ class MaskedViews:
     candidate_min_prob: float
     length_B: Tensor  # int64; tokens of the row that may be scored
     rows_B: Tensor  # int64; numbers that name the rows in the random numbers
-    # [J] float32: sum over views of weight * (log-probs of the scored tokens) stands for the
+    # [J] float32: sum over views of weight * (log-probs of the scored tokens) estimates the
     # row's log-likelihood: elbo and quadrature estimate its ELBO, coupled_ratio and block count as
-    # their published code does. None: scored tokens count alike, their mean stands for it per token
+    # their published code does. None: scored tokens count alike, their mean estimates it per token
     weight_J: Tensor | None = None
     prompt_mask_prob: float = 0.0  # of each prompt token, in each state, to be shown as the mask
     key: int = 0  # of the random numbers of prompt masks and mini-batches

@@ -35,6 +35,7 @@ from drift.config.objective import (
     AdvantageEstimator,
     BoundaryConfig,
     ClippedConfig,
+    DualClippedConfig,
     Importance,
     KLEstimator,
     KLReduction,
@@ -56,14 +57,7 @@ from drift.config.rollout import (
     RolloutWeights,
     StaticConfig,
 )
-from drift.config.task import (
-    CountdownConfig,
-    EndSuppression,
-    RewardConfig,
-    SudokuConfig,
-    TaskConfig,
-    Truncated,
-)
+from drift.config.task import EndSuppression, Truncated, offline_problems, task_problems
 
 
 def setting(config: object, key: str) -> object:
@@ -89,7 +83,7 @@ def problems(config: BaseConfig) -> Iterator[str]:
         yield f"model.lora.targets=[] trains nothing with model.lora.rank={lora.rank}; name a layer"
     yield from _rollout(config.rollout, network=bool(config.model.block_length))
     yield from _rollout_with_others(config)
-    yield from _task(config.task)
+    yield from task_problems(config.task)
     yield from _cluster(config.cluster)
     if isinstance(config.cluster, SubmititConfig):
         yield from _submitit(config.cluster)
@@ -174,36 +168,6 @@ def _rollout_with_others(config: BaseConfig) -> Iterator[str]:
         )
 
 
-def _task(task: TaskConfig) -> Iterator[str]:
-    if isinstance(task, CountdownConfig) and (
-        not task.operators or set(task.operators) - set("+-*")
-    ):
-        yield f"task.operators={task.operators!r} must be one or more of + - *"
-    if task.reward.cells and not isinstance(task, SudokuConfig):
-        yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
-    if task.reward.nfe_penalty > 0 and task.reward.nfe_penalty >= task.reward.answer:
-        yield (
-            f"task.reward.nfe_penalty={task.reward.nfe_penalty} must be below "
-            f"task.reward.answer={task.reward.answer}: a right answer, however slow, must be worth "
-            "more than a wrong one"
-        )
-    if isinstance(task, SudokuConfig) and task.min_empty > task.max_empty:
-        yield (
-            f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
-            "satisfy min_empty <= max_empty"
-        )
-
-
-def _offline(reward: RewardConfig) -> Iterator[str]:
-    default = vars(RewardConfig())
-    for key in ("length_penalty", "nfe_penalty", "truncated"):
-        if (value := vars(reward)[key]) != default[key]:
-            yield (
-                f"task.reward.{key}={value} is for completions that are sampled; offline grading "
-                f"knows no length, network evaluations or end of them: leave it {default[key]}"
-            )
-
-
 def _submitit(cluster: SubmititConfig) -> Iterator[str]:
     limit_s = cluster.time_limit_min * 60
     if isinstance(cluster, SlurmConfig):
@@ -283,6 +247,10 @@ STEPS = (TraceConfig, ReplayConfig)
 STATES = (SequentialConfig, ReplayConfig)
 # whose views hide a token at several t, with 1/t weights
 TIMES = (ElboConfig, QuadratureConfig, BlockConfig)
+# whose views have weights
+WEIGHTED = (*TIMES, CoupledRatioConfig)
+# the most usual ones of those whose views have none
+UNWEIGHTED = (SequentialConfig, TraceConfig)
 # whose views score some tokens more often than others
 UNEVEN = (SequentialConfig, RandomConfig, BlockConfig)
 # each of whose views estimates the whole row's log-likelihood
@@ -319,9 +287,12 @@ def masking_problems(config: RunConfig) -> Iterator[str]:
             f"masking.num_views={masking.num_views} must be even for "
             "masking.times=antithetic: a view and its complement"
         )
-    if isinstance(masking, ElboConfig) and masking.least_count:
+    if isinstance(masking, ElboConfig) and masking.least_count == 1:
         if not masking.exact_count:
-            yield "masking.least_count=1 applies to masking.exact_count=true only"
+            yield (
+                "masking.least_count=1 applies to masking.exact_count=true only; set "
+                "masking.exact_count=true or masking.least_count=0"
+            )
         if masking.times == Times.antithetic:
             yield (
                 "masking.least_count=1 does not go with masking.times=antithetic, where a "
@@ -355,13 +326,14 @@ def objective_problems(config: RunConfig) -> Iterator[str]:
             f"rollout.group_size={config.rollout.group_size} leaves nothing to compare a "
             "completion with; use 2 or more"
         )
-    for key in ("num_updates", "num_minibatches"):
-        if not objective.has_ratio and setting(objective, key) != 1:
-            yield (
-                f"objective.{key}={setting(objective, key)} needs a ratio to the old policy, which "
-                f"objective={OBJECTIVES.name(objective)} has not; "
-                f"use objective=ppo_clip or objective.{key}=1"
-            )
+    if not objective.has_ratio and objective.num_updates > 1:
+        yield (
+            f"objective.num_updates={objective.num_updates} needs a ratio to the old policy, which "
+            f"objective={OBJECTIVES.name(objective)} does not have; "
+            "use objective=ppo_clip or objective.num_updates=1"
+        )
+    if objective.num_minibatches > 1:
+        yield from _minibatches(config)
     cap = objective.importance_cap
     if objective.importance != Importance.none:
         yield from _importance(config)
@@ -386,22 +358,18 @@ def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
     """What changes nothing beside other settings, and is no mistake on one side of a sweep."""
     num_updates = config.num_steps
     if isinstance(config, RunConfig):
-        objective, default = config.objective, ClippedConfig()
+        objective, default = config.objective, ObjectiveConfig()
         num_updates *= objective.num_steps
         if config.masking.redraw and objective.num_updates == 1:
             yield "masking.redraw=true changes nothing at objective.num_updates=1"
-        if objective.kl_reference == KLReference.before and objective.num_steps == 1:
+        if objective.num_steps == 1:
+            yield from _idle_in_one_step(objective)
+        by_view = objective.normalization in (Normalization.view, Normalization.view_token)
+        if by_view and isinstance(config.masking, WEIGHTED):
             yield (
-                "objective.kl_reference=before changes nothing at objective.num_updates=1: the "
-                "only optimizer step begins where the KL and its gradient are 0"
+                f"objective.normalization={objective.normalization} is the same as sample with "
+                f"masking={MASKINGS.name(config.masking)}, whose views have weights"
             )
-        if isinstance(objective, ClippedConfig) and objective.num_steps == 1:
-            clips = (objective.clip_low, objective.clip_high)
-            if clips != (default.clip_low, default.clip_high):
-                yield (
-                    f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
-                    "objective.num_updates=1: the only update begins where the ratio is 1"
-                )
         for key in ("kl_estimator", "kl_reduction", "kl_reference"):
             value = setting(objective, key)
             if objective.kl_coef == 0 and value != setting(default, key):
@@ -410,6 +378,36 @@ def idle_settings(config: RunConfig | SFTConfig) -> Iterator[str]:
         yield (
             f"optim.warmup_steps={config.optim.warmup_steps}: the run ends within the warm-up, "
             f"after {num_updates} optimizer steps, and never reaches optim.lr={config.optim.lr}"
+        )
+
+
+def _idle_in_one_step(objective: ObjectiveConfig) -> Iterator[str]:
+    """What has no effect where the policy is still the one before the rollout's updates."""
+    if objective.kl_coef != 0 and objective.kl_reference == KLReference.before:
+        step = "with kl_reference=before and one optimizer step per rollout"
+        use = "use num_updates or num_minibatches above 1, or kl_reference=start"
+        if objective.kl_estimator == KLEstimator.k1:
+            yield (
+                f"objective.kl_coef={objective.kl_coef} only adds noise: {step} the KL is 0 and "
+                f"the gradient of kl_estimator=k1 is that of log p, 0 on average; {use}"
+            )
+        else:
+            yield (
+                f"objective.kl_coef={objective.kl_coef} has no effect: {step} the KL and its "
+                f"gradient are 0; {use}"
+            )
+    default = DualClippedConfig()
+    if isinstance(objective, ClippedConfig):
+        clips = (objective.clip_low, objective.clip_high)
+        if clips != (default.clip_low, default.clip_high):
+            yield (
+                f"objective.clip_low={clips[0]} and clip_high={clips[1]} change nothing at "
+                "objective.num_updates=1: the only update begins where the ratio is 1"
+            )
+    if isinstance(objective, DualClippedConfig) and objective.clip_dual is not None:
+        yield (
+            f"objective.clip_dual={objective.clip_dual} changes nothing at "
+            "objective.num_updates=1: the only update begins where the ratio is 1"
         )
 
 
@@ -481,19 +479,39 @@ def _by_view(config: RunConfig) -> Iterator[str]:
             f"objective.normalization={objective.normalization} counts views apart, which "
             f"objective.level={objective.level} adds up; use normalization=sample or level=view"
         )
-    weighted = isinstance(masking, (*TIMES, CoupledRatioConfig))
-    alone = objective.normalization == Normalization.view and not weighted
-    if objective.num_minibatches > 1 and (not alone or objective.level != Level.view):
-        yield (
-            f"objective.num_minibatches={objective.num_minibatches} cuts the views of a completion "
-            "apart; use objective.normalization=view, objective.level=view and a masking "
-            "whose views have no weights, or num_minibatches=1"
-        )
+    alone = objective.normalization == Normalization.view and not isinstance(masking, WEIGHTED)
     if objective.kl_reduction == KLReduction.sum and not alone:
         yield (
             "objective.kl_reduction=sum adds up the KL of a view; use "
             "objective.normalization=view and a masking whose views have no weights, or "
             "kl_reduction=mean"
+        )
+
+
+def _minibatches(config: RunConfig) -> Iterator[str]:
+    """What keeps the views of a completion together, or allows one optimizer step only."""
+    objective, masking = config.objective, config.masking
+    reasons: list[str] = []
+    use: list[str] = []
+    if not objective.has_ratio:
+        name = OBJECTIVES.name(objective)
+        reasons.append(f"needs a ratio to the old policy, which objective={name} does not have")
+    if not objective.has_ratio or Level.view not in objective.levels:
+        use.append("objective=ppo_clip")
+    if objective.level != Level.view and not use:
+        use.append("objective.level=view")
+    if objective.normalization != Normalization.view:
+        use.append("objective.normalization=view")
+    if isinstance(masking, WEIGHTED):
+        use.append(f"a masking whose views have no weights ({choices(UNWEIGHTED)})")
+    if set(use) - {"objective=ppo_clip"} or Level.view not in objective.levels:
+        reasons.append("cuts the views of a completion apart")
+    if reasons:
+        *others, last = use
+        settings = f"{', '.join(others)} and {last}" if others else last
+        yield (
+            f"objective.num_minibatches={objective.num_minibatches} {', and '.join(reasons)}; "
+            f"use {settings}, or objective.num_minibatches=1"
         )
 
 
@@ -506,6 +524,13 @@ def _reference(config: RunConfig) -> Iterator[str]:
                 "objective.kl_reference=follow needs a reference of its own, but with "
                 f"model.lora.rank={config.model.lora.rank} the reference is the adapter's base; "
                 "use start or before"
+            )
+        if objective.has_reference and objective.follow_every < objective.num_steps:
+            yield (
+                f"objective.follow_every={objective.follow_every} is below the "
+                f"{objective.num_steps} optimizer steps of a rollout (num_updates * "
+                "num_minibatches), after which the reference can move once; use "
+                f"objective.follow_every={objective.num_steps} or more"
             )
         return
     for key in ("follow_every", "follow_share"):
@@ -564,7 +589,7 @@ def validate(config: object) -> None:
     if isinstance(config, BaseConfig):
         found = list(problems(config))
     elif isinstance(config, ScoreConfig):
-        found = [*out_of_range(config), *_task(config.task), *_offline(config.task.reward)]
+        found = [*out_of_range(config), *offline_problems(config.task)]
     elif isinstance(config, LabConfig):
         found = [*out_of_range(config), *_rollout(config.rollout)]
     if found:

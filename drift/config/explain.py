@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +25,7 @@ from omegaconf.errors import (
 
 from drift.common.errors import DriftError
 from drift.config import GROUPS
+from drift.config.bounds import allowed, number_of
 from drift.config.compose import CONF
 
 SET_BY_OPTION = {  # settings of earlier versions: the option that is chosen says it
@@ -59,7 +60,9 @@ def wrong_value(error: Any) -> str | None:
     key, kind = error.full_key, error.object_type
     if not key:
         return None
-    if dataclasses.is_dataclass(kind) and error.key is not None:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and error.key is not None:
+        if said := wrong_number(error, kind):
+            return said
         kind = get_type_hints(kind).get(error.key)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         settings = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
@@ -67,6 +70,17 @@ def wrong_value(error: Any) -> str | None:
     if get_origin(kind) is list and isinstance(error.value, str | int | float):
         return f"{key} is a list, which is written {shlex.quote(f'{key}=[{error.value}]')}"
     return f"{key}: {first_line(error)}"
+
+
+def wrong_number(error: Any, schema: type) -> str | None:
+    """`optim.tokens_per_forward=2.5 must be a whole number of at least 1`; None if it is none."""
+    number = number_of(schema, error.key)
+    if number is None:
+        return None
+    (of,) = (field for field in dataclasses.fields(schema) if field.name == error.key)
+    null = "null or " if type(None) in get_args(get_type_hints(schema)[of.name]) else ""
+    value = "null" if error.value is None else error.value
+    return f"{error.full_key}={value} must be {null}{allowed(of, number)}"
 
 
 def broken_yaml(error: Any) -> str:
@@ -117,11 +131,12 @@ def unknown_option(error: Any) -> str | None:
         return None
     group, _, name = str(error.full_key).rpartition(".")
     if error.full_key in SET_BY_OPTION:
-        written = (word.lstrip("+").partition("=") for word in sys.argv[1:])
-        value = next((value for key, _, value in written if key == error.full_key), "OPTION")
+        value = written(error.full_key) or "OPTION"
         options = ", ".join(options_of(group))
         return f"{error.full_key}: the option says it; write {group}={value}; options: {options}"
     schema = error.object_type
+    if said := of_another_option(error.full_key, name, schema):
+        return said
     if schema is dict:  # free settings, as task.options
         return f"{error.full_key}: no setting so far; a new one is written +{error.full_key}=VALUE"
     allowed: list[str] = []
@@ -132,6 +147,44 @@ def unknown_option(error: Any) -> str | None:
     hint = f"; did you mean {' or '.join(near)}" if near else ""
     known = f"; options here: {', '.join(allowed)}" if allowed else ""
     return f"{error.full_key}: no such option{hint}{known}"
+
+
+def written(key: str) -> str | None:
+    """The value that the command line gives a setting."""
+    words = (word.lstrip("+").partition("=") for word in sys.argv[1:])
+    return next((value for own, _, value in words if own == key), None)
+
+
+def of_another_option(key: str, name: str, schema: Any) -> str | None:
+    """`rollout.schedule=dream applies to rollout=static only; use rollout=static`"""
+    for group, schemas in GROUPS.items():
+        if schema in schemas.values() and (having := options_with(group, name)):
+            value = written(key)
+            setting = key if value is None else f"{key}={value}"
+            *others, last = having
+            options = f"{', '.join(others)} or {last}" if others else last
+            use = "one of these" if others else f"{group}={last}"
+            return f"{setting} applies to {group}={options} only; use {use}"
+    return None
+
+
+def options_with(group: str, name: str) -> list[str]:
+    """The options of a group that have a setting of that name: ["static"] for `schedule`."""
+    having: list[str] = []
+    for option in options_of(group):
+        schema = GROUPS[group].get(schema_of(group, option))
+        if schema and any(field.name == name for field in dataclasses.fields(schema)):
+            having.append(option)
+    return having
+
+
+def schema_of(group: str, option: str) -> str:
+    """The name of an option's settings: "ppo_clip" for `objective=grpo`, "" if it has none."""
+    text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
+    if found := re.search(rf"/schema/{group}/(\w+)@", text):
+        return found[1]
+    base = re.search(r"^defaults: \[(\w+),", text, re.MULTILINE)  # another option, as math
+    return schema_of(group, base[1]) if base else ""
 
 
 def closest(name: str, known: list[str]) -> list[str]:

@@ -86,8 +86,9 @@ class ReplayConfig(MaskingConfig):
 class ElboConfig(MaskingConfig):
     num_views: int = positive(4)  # draws of t
     times: Times = Times.stratified  # how they are drawn together
-    exact_count: bool = False  # hide a fixed number of tokens, not each with probability t
-    # of exact_count: the number is uniform from here to n; 1 hides something in every view
+    exact_count: bool = False  # mask a fixed number of tokens, not each with probability t
+    # of exact_count: the number of masked tokens is uniform over least_count..n; 1 masks at least
+    # one token in every view
     least_count: int = between(0, 0, 1)
 
 

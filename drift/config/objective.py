@@ -98,7 +98,9 @@ class ObjectiveConfig:
     kl_estimator: KLEstimator = KLEstimator.k3  # p the policy, q the reference
     kl_reduction: KLReduction = KLReduction.mean  # of the KL over tokens
     kl_reference: KLReference = KLReference.start  # q
-    follow_every: int = positive(64)  # optimizer steps between two moves of a following reference
+    # optimizer steps between two moves of a following reference, skipped steps included; it moves
+    # at the end of a rollout's updates: not below num_updates * num_minibatches
+    follow_every: int = positive(64)
     follow_share: float = share(0.6, zero=False)  # of the policy in the moved reference
     entropy_coef: float = not_negative(0.0, finite=True)  # of the entropy, which is rewarded
     importance: Importance = Importance.none  # p_policy / p_sampler as a weight of each token

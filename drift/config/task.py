@@ -1,5 +1,6 @@
 """Settings of tasks: problems, prompts, graders, rewards. Imports no torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -164,3 +165,37 @@ TASKS = Registry[TaskConfig](
         "one_line_code": OneLineCodeConfig,
     },
 )
+
+
+def task_problems(task: TaskConfig) -> Iterator[str]:
+    """What cannot work in a task."""
+    if isinstance(task, CountdownConfig) and (
+        not task.operators or set(task.operators) - set("+-*")
+    ):
+        yield f"task.operators={task.operators!r} must be one or more of + - *"
+    if task.reward.cells and not isinstance(task, SudokuConfig):
+        yield f"task.reward.cells={task.reward.cells} does not apply to task={task.name}"
+    if task.reward.nfe_penalty > 0 and task.reward.nfe_penalty >= task.reward.answer:
+        yield (
+            f"task.reward.nfe_penalty={task.reward.nfe_penalty} must be below "
+            f"task.reward.answer={task.reward.answer}: a right answer, however slow, must be worth "
+            "more than a wrong one"
+        )
+    if isinstance(task, SudokuConfig) and task.min_empty > task.max_empty:
+        yield (
+            f"task.min_empty={task.min_empty} and task.max_empty={task.max_empty} must "
+            "satisfy min_empty <= max_empty"
+        )
+
+
+def offline_problems(task: TaskConfig) -> Iterator[str]:
+    """What cannot work where given completions are graded."""
+    yield from task_problems(task)
+    reward = task.reward
+    default = vars(RewardConfig())
+    for key in ("length_penalty", "nfe_penalty", "truncated"):
+        if (value := vars(reward)[key]) != default[key]:
+            yield (
+                f"task.reward.{key}={value} is for completions that are sampled; offline grading "
+                f"knows no length, network evaluations or end of them: leave it {default[key]}"
+            )

@@ -69,7 +69,7 @@ def likely(views: MaskedViews, logp_N: Tensor, token_N: Tensor | None = None) ->
 
 
 def restrict(views: MaskedViews, used_B: Tensor) -> MaskedViews:
-    """Score nothing in the rows that cannot teach."""
+    """Drop the scored tokens of rows with zero advantage."""
     kept = views.keep(used_B[views.row_N])
     return replace(kept, length_B=views.length_B * used_B)
 
@@ -420,8 +420,9 @@ def update(
         config: of the run.
 
     Returns:
-        loss/*, kl/*, policy/entropy, optim/*, masking/scored_tokens, value/*,
-        means over the optimizer steps, the same on all ranks.
+        loss/*, kl/*, policy/entropy, optim/*, value/*: means over the optimizer steps;
+        masking/scored_tokens: the sum over mini-batches, the mean over passes. The same on all
+        ranks.
     """
     metrics = {"optim/lr": engine.lr}
     passes: list[list[Work]] = []

@@ -113,7 +113,8 @@ def draws(config: RunConfig) -> int:
 def old_passes(config: RunConfig, row: int) -> int:
     """Forwards over the views without a backward, as far as the settings say.
 
-    Of the policy before the update, and those of a loss of whole rows in each update but the first.
+    Forwards of the old policy, plus one per update after the first for losses at level=token or
+    sequence.
     """
     masking, objective = config.masking, config.objective
     candidates = isinstance(masking, SequentialConfig) and masking.low_prob_threshold < 1

@@ -52,7 +52,7 @@ def static_count(masked_B: Tensor, steps_left_B: Tensor, config: StaticConfig) -
 def static(
     confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: StaticConfig
 ) -> Tensor:
-    """The surest, as many as the schedule says, whatever their confidence."""
+    """The most confident positions; the schedule sets how many."""
     count_B = static_count(masked_BK.sum(1), steps_left_B, config)
     return (ranks(confidence_BK, masked_BK) < count_B[:, None]) & masked_BK
 

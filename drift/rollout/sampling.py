@@ -154,7 +154,7 @@ def margin(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
 
 
 def negative_entropy(probs_NV: Tensor, token_N1: Tensor) -> Tensor:
-    """sum p log p in nats with 0 log 0 = 0, 0 where one word is sure (Dream's `entropy`)."""
+    """sum p log p in nats, 0 log 0 = 0; 0 where one token has probability 1 (Dream's `entropy`)."""
     del token_N1
     return -torch.special.entr(probs_NV).sum(-1)
 

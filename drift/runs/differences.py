@@ -20,7 +20,7 @@ RENAMED = {  # keys of config.yaml, and of params of earlier versions -> as they
     "cluster.name": "cluster",
     **SET_BY_OPTION,
 }
-DROPPED = ("optim.rows_per_forward",)  # of earlier versions; nothing was learned by them
+DROPPED = ("optim.rows_per_forward",)  # of earlier versions; they do not affect training
 ONLY_WITH = {  # settings that every option of their group had, and those that have them now
     "rollout.threshold": ("threshold",),
     "rollout.factor": ("factor",),

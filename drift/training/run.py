@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drift.cluster.engine import Engine
 from drift.cluster.preemption import RequeuedExit
-from drift.common.errors import PreemptedError
+from drift.common.errors import CheckpointError, PreemptedError
 from drift.common.files import digest, read_json, sole_user
 from drift.config.checks import idle_settings
 from drift.config.cluster import ClusterConfig
@@ -95,10 +95,26 @@ def load_reference(
     if policy.adapter and not (origin / lora.CONFIG).exists():
         return policy  # the base of a new adapter is the run's start: no second copy
     follows = objective.kl_reference == KLReference.follow
-    path = str(resumed[0] / checkpoints.REFERENCE) if follows and resumed else None
+    path = str(saved_reference(resumed[0])) if follows and resumed else None
     held = replace(engine.partition, zero=None)  # as the policy is: the KL begins at 0
     reference = load_model(config.model, device=engine.device, path=path, trained=held)
     return reference.requires_grad_(False)
+
+
+def saved_reference(checkpoint: Path) -> Path:
+    """The folder of a checkpoint's following reference.
+
+    Raises:
+        CheckpointError: its run had no such reference.
+    """
+    folder = checkpoint / checkpoints.REFERENCE
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"objective.kl_reference=follow, but {checkpoint} has no {checkpoints.REFERENCE}/ (its "
+            "run had another kl_reference or none); resume with that, or start a new run with "
+            f"model.path={checkpoint / 'policy'}"
+        )
+    return folder
 
 
 def run(config: RunConfig) -> None:

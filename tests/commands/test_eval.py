@@ -114,7 +114,7 @@ def test_a_sweep_has_one_table_and_grows(run: Run, tmp_path: Path, trained: Path
     ("overrides", "message"),
     [
         (("eval.samples=2",), "eval.samples=2 at rollout.temperature=0 are one completion"),
-        (("eval.chunk_size=0",), "eval.chunk_size=0 must be greater than 0"),
+        (("eval.chunk_size=0",), "eval.chunk_size=0 must be a whole number of at least 1"),
         (("eval.every=5",), "eval.every: no such option; options here: max_examples, samples"),
         (("checkpoints=[nowhere]",), "model.path=nowhere is not a folder"),
         (("checkpoints=[data/tiny-countdown,.]",), ". has no config.json"),

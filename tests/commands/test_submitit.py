@@ -15,7 +15,7 @@ from tests.conftest import ROOT, Run
     [
         (["cluster.num_machines=2", "cluster.main_port=29500"], "num_machines=2 must be 1"),
         (["cluster.gpus_per_node=2", "cluster.num_processes=1"], "must be equal"),
-        (["cluster.partition=main"], "cluster.partition: no such option"),
+        (["cluster.partition=main"], "cluster.partition=main applies to cluster=slurm only; use"),
         (["cluster.time_limit_min=5,6"], "hydra.launcher.timeout_min=5, but 1440 for the whole"),
     ],
 )

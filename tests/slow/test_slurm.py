@@ -204,7 +204,7 @@ def test_what_is_null_is_left_to_slurm(slurm: Slurm) -> None:
         (["cluster.num_processes=null"], "cluster.num_processes=null"),
         (["cluster.time_limit_min=5"], "cluster.signal_delay_s=300 must be below"),
         (["cluster.partition=low,high"], "hydra.launcher.partition=low, but null for the whole"),
-        (["cluster.time_limit_min=0"], "cluster.time_limit_min=0 must be greater than 0"),
+        (["cluster.time_limit_min=0"], "cluster.time_limit_min=0 must be a whole number of"),
     ],
 )
 def test_what_slurm_cannot_run_is_refused_before_anything_is_submitted(

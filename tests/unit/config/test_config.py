@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from drift.common.errors import ConfigError
@@ -14,6 +15,7 @@ from drift.config.bounds import BOUNDS
 from drift.config.checks import validate
 from drift.config.commands import COMMANDS, RunConfig
 from drift.config.compose import CONF, typed
+from drift.config.explain import explain
 from drift.config.masking import SequentialConfig
 from tests.configs import composed
 from tests.conftest import ROOT, says
@@ -193,3 +195,53 @@ def test_every_number_says_its_bounds() -> None:
 
 def test_infinite_temperature_can_be_written() -> None:
     assert typed(composed("masking.temperature=inf")).masking.temperature == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.schedule=dream", "applies to rollout=static only; use rollout=static"),
+        ("masking.least_count=1", "applies to masking=elbo only; use masking=elbo"),
+        (
+            "objective.clip_dual=3",
+            "applies to objective=boundary, dr_grpo, grpo, gspo or ppo_clip only; use one of these",
+        ),
+        (
+            "task.time_limit_s=5",
+            "applies to task=code, gsm8k, humaneval, math, math500, mbpp, one_line_code or "
+            "reasoning_gym only; use one of these",
+        ),
+        ("cluster.partition=main", "applies to cluster=slurm only; use cluster=slurm"),
+        ("curriculum.decay=0.5", "applies to curriculum=informative only; use"),
+        ("optim.tokens_per_forward=null", "must be a whole number of at least 1"),
+        ("optim.tokens_per_forward=2.5", "must be a whole number of at least 1"),
+        ("optim.lr=fast", "must be a finite number greater than 0"),
+        ("rollout.top_k=few", "must be null or a whole number of at least 1"),
+        ("task.num_numbers=x", "must be a whole number from 2 to 6"),
+        ("rollout.top_p=all", "must be null or a number above 0 and at most 1"),
+        ("seed=x", "must be a whole number"),
+    ],
+)
+def test_a_setting_that_does_not_compose_is_answered_with_what_does(
+    monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["drift", override])
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed(override)
+    assert explain(caught.value).startswith(f"{override} {message}")
+
+
+def test_whole_numbers_are_refused_as_such() -> None:
+    config = typed(composed("optim.tokens_per_forward=0", "objective.num_minibatches=0"))
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert str(caught.value) == (
+        "objective.num_minibatches=0 must be a whole number of at least 1; "
+        "optim.tokens_per_forward=0 must be a whole number of at least 1"
+    )
+
+
+def test_a_count_out_of_range_has_the_message_of_its_range_alone() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(typed(composed("masking=elbo", "masking.least_count=2")))
+    assert str(caught.value) == "masking.least_count=2 must be a whole number from 0 to 1"

@@ -251,7 +251,8 @@ def test_every_preset_is_compared_with_its_source_and_names_it() -> None:
         (["experiment=espo", "masking.num_views=3"], "masking.num_views=3 must be even for"),
         (
             ["masking=elbo", "masking.least_count=1"],
-            "masking.least_count=1 applies to masking.exact_count=true only",
+            "masking.least_count=1 applies to masking.exact_count=true only; set "
+            "masking.exact_count=true or masking.least_count=0",
         ),
         (
             ["experiment=espo", "masking.least_count=1"],
@@ -263,7 +264,10 @@ def test_every_preset_is_compared_with_its_source_and_names_it() -> None:
             "max_ratio=1.0 must be above 0 and below 1: both",
         ),
         (["masking=block", "masking.block_length=5"], "masking.block_length=5 must divide"),
-        (["masking=trace", "masking.shrink=0"], "masking.shrink=0 must be greater than 0"),
+        (
+            ["masking=trace", "masking.shrink=0"],
+            "masking.shrink=0 must be a whole number of",
+        ),
         (
             ["objective.advantage=gae"],
             "objective.advantage=gae has a value for each step of the trace, which the views of "
@@ -291,7 +295,22 @@ def test_every_preset_is_compared_with_its_source_and_names_it() -> None:
         (
             ["objective=ppo_clip", "objective.num_minibatches=2"],
             "objective.num_minibatches=2 cuts the views of a completion apart; use "
-            "objective.normalization=view",
+            "objective.normalization=view, or objective.num_minibatches=1",
+        ),
+        (
+            ["objective.num_minibatches=4"],
+            "objective.num_minibatches=4 needs a ratio to the old policy, which "
+            "objective=reinforce does not have, and cuts the views of a completion apart; use "
+            "objective=ppo_clip and objective.normalization=view, or objective.num_minibatches=1",
+        ),
+        (
+            ["objective=boundary", "masking=elbo", "objective.num_minibatches=4"],
+            "use objective=ppo_clip, objective.normalization=view and a masking whose views have "
+            "no weights (masking=sequential or trace), or objective.num_minibatches=1",
+        ),
+        (
+            ["objective=gspo", "objective.num_minibatches=4", "objective.normalization=view"],
+            "use objective.level=view, or objective.num_minibatches=1",
         ),
         (
             ["objective.num_minibatches=2", "objective.normalization=view"],
@@ -305,6 +324,12 @@ def test_every_preset_is_compared_with_its_source_and_names_it() -> None:
             ["objective.kl_coef=0.1", "objective.kl_reference=follow", "model.lora.rank=4"],
             "objective.kl_reference=follow needs a reference of its own, but with "
             "model.lora.rank=4 the reference is the adapter's base; use start or before",
+        ),
+        (
+            ["experiment=coupled_grpo", "objective.num_updates=8", "objective.follow_every=7"],
+            "objective.follow_every=7 is below the 8 optimizer steps of a rollout (num_updates * "
+            "num_minibatches), after which the reference can move once; use "
+            "objective.follow_every=8 or more",
         ),
         (
             ["objective.follow_every=8"],
@@ -338,9 +363,29 @@ def test_parts_that_contradict_each_other_are_refused(overrides: list[str], mess
             ["masking.redraw=true", "objective.kl_reference=before", "objective.kl_coef=0.1"],
             [
                 "masking.redraw=true changes nothing at objective.num_updates=1",
-                "objective.kl_reference=before changes nothing at objective.num_updates=1",
+                "objective.kl_coef=0.1 has no effect: with kl_reference=before and one optimizer "
+                "step per rollout the KL and its gradient are 0; use num_updates or",
             ],
         ),
+        (
+            ["objective.kl_reference=before", "objective.kl_coef=0.1", "objective.kl_estimator=k1"],
+            ["objective.kl_coef=0.1 only adds noise: with kl_reference=before and one"],
+        ),
+        (["experiment=tracerl"], []),
+        (
+            ["masking=elbo", "objective.normalization=view"],
+            ["objective.normalization=view is the same as sample with masking=elbo, whose views"],
+        ),
+        (
+            ["masking=coupled_ratio", "objective.normalization=view_token"],
+            ["objective.normalization=view_token is the same as sample with masking=coupled_ratio"],
+        ),
+        (["objective.normalization=view"], []),
+        (
+            ["experiment=bgpo"],
+            ["objective.clip_dual=3.0 changes nothing at objective.num_updates=1: the only update"],
+        ),
+        (["experiment=bgpo", "objective.num_updates=2"], []),
         (
             ["experiment=tracerl", "objective.kl_coef=0"],
             [

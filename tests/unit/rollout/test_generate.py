@@ -121,7 +121,12 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
     ("prompts", "settings", "error", "message"),
     [
         ("a", {"gen_lenght": 16}, ConfigError, "rollout.gen_lenght: no such option; did you mean"),
-        ("a", {"gen_length": "long"}, ConfigError, "rollout.gen_length: Value 'long'"),
+        (
+            "a",
+            {"gen_length": "long"},
+            ConfigError,
+            "rollout.gen_length=long must be a whole",
+        ),
         ("a", {"gen_length": 48}, ConfigError, "rollout.gen_length=48 is not a multiple of"),
         (
             "a",
@@ -139,7 +144,7 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
             "a",
             {"rollout": "static", "threshold": 0.5},
             ConfigError,
-            "threshold: no such option",
+            "rollout.threshold applies to rollout=threshold only; use rollout=threshold",
         ),
         ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
         ([], {}, ConfigError, "there is no prompt to complete"),

@@ -94,8 +94,9 @@ class Inspection:
 def network(inspection: Inspection) -> Finding:
     policy = inspection.policy
     config, count = policy.backbone.config, sum(p.numel() for p in policy.parameters())
+    blocks = f", blocks of {config.block_length}" if config.block_length else ""
     text = (
-        f"{policy.family.name}, {count:,} parameters, {config.num_layers} layers of width "
+        f"{policy.family.name}{blocks}, {count:,} parameters, {config.num_layers} layers of width "
         f"{config.hidden_size}, {config.num_heads} heads ({config.num_kv_heads} for keys), "
         f"vocabulary {config.vocab_size}, {config.max_positions} positions, "
         f"{inspection.dtype.value}"
@@ -193,7 +194,16 @@ def replay(inspection: Inspection) -> Finding:
 
 
 def caches(inspection: Inspection) -> Finding:
-    """How far a cached sampler is from the network: KL a token in its own states (see gap.py)."""
+    """How far a cached sampler is from the network: KL a token in its own states (see gap.py).
+
+    Where attention is block-causal the cache is exact: it must sample what no cache samples.
+    """
+    if inspection.policy.backbone.config.block_length:
+        traces = [inspection.sample(cache) for cache in (CacheMode.none, CacheMode.block)]
+        apart = float((traces[0].logp_BC - traces[1].logp_BC).abs().max())
+        same = torch.equal(traces[0].canvas_BC, traces[1].canvas_BC)
+        text = f"block: {'the same tokens' if same else 'OTHER TOKENS'}, log-probs to {apart:.1e}"
+        return Finding(name="caches", text=text, healthy=same and apart <= inspection.rounding())
     found: dict[CacheMode, float] = {}
     for cache in (CacheMode.prefix, CacheMode.dual):
         trace = inspection.sample(cache)

@@ -131,10 +131,15 @@ def write(rollout: "Rollout") -> None:
 
 
 def cost(rollout: "Rollout", seconds: float) -> str:
-    """`10 tokens in 0.1 s: 100.0 tokens/s, NFE 4, 2.50 tokens per evaluation`"""
+    """`10 tokens in 0.1 s: 100.0 tokens/s, NFE 4, 2.50 tokens per evaluation`
+
+    NFE counts denoising steps; the evaluations that kept finished blocks are named beside it.
+    """
     tokens, nfe = int(rollout.trace.length_B.sum()), int(rollout.trace.nfe_B.sum())
     rows = len(rollout.texts)
     mean = f" ({nfe / rows:.1f} a completion)" if rows > 1 else ""
+    commits = int(rollout.trace.commits_B.sum())
+    mean += f" and {commits} commits" if commits else ""
     return (
         f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s, "
         f"NFE {nfe}{mean}, {tokens / nfe:.2f} tokens per evaluation"

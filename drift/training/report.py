@@ -40,6 +40,8 @@ def step_metrics(engine: Engine, rollout: Rollout, advantages: Advantages) -> di
         "rollout/nfe": float(trace.nfe_B.sum()),
         "rollout/tokens": float(trace.committed_BC.sum()),
     }
+    if trace.block_length:
+        local["rollout/commits"] = float(trace.commits_B.sum())
     names = sorted(scores[0].rewards)  # of all rows of this rank: `Task.checked_scores`
     engine.assert_same("the names of their rewards", names)
     for name in names:

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from drift.policy.loading import FAMILIES
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def random_policy(name: str, dtype: str, device: str) -> Policy:
+def random_policy(name: str, dtype: str, device: str, vocabulary: int | None = None) -> Policy:
     """Random weights in one of SHAPES; mask id 1, padding and stop id 0."""
     family, sizes = SHAPES[name]
+    sizes = replace(sizes, vocab_size=vocabulary or sizes.vocab_size)
     with torch.device("meta"):
         backbone = Backbone(sizes)
     backbone = backbone.to(DTYPES[dtype]).to_empty(device=device)

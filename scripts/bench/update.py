@@ -42,10 +42,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=192)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256, help="optim.tokens_per_forward")
+    parser.add_argument("--vocabulary", type=int, help="words; LLaDA-8B's share of work is 2944")
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    policy = random_policy(options.shape, "float32", options.device)
+    policy = random_policy(options.shape, "float32", options.device, options.vocabulary)
     vocabulary = policy.backbone.config.vocab_size
     canvas = torch.tensor(prompts_of(options.rows, options.length, vocabulary))
     rollout = rollout_of(options.rows, options.length, 32, options.prompt, canvas)
@@ -88,8 +89,8 @@ def main() -> None:
         )
     about = {
         "machine": machine(options.device),
-        "shape": f"{options.shape}, {options.rows} rows x {options.views} views of "
-        f"{options.prompt} + {options.length} tokens, {options.tokens} a forward",
+        "shape": f"{options.shape}, {vocabulary} words, {options.tokens} tokens a forward",
+        "rows": f"{options.rows} x {options.views} views of {options.prompt} + {options.length}",
     }
     show("an update", rows, options.json, about)
 

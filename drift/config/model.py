@@ -46,7 +46,15 @@ class ModelConfig:
     lr: float = positive(MISSING, finite=True)
 
 
-FAMILY_NAMES = Names(
-    "model.family", ["llada", "dream", "sdar", "a2d", "stable_diffcoder", "fast_dllm_v2"]
-)  # implemented in drift/policy
+FAMILY_NAMES = Names(  # implemented in drift/policy
+    "model.family",
+    [
+        "llada",
+        "dream",
+        "sdar",
+        "a2d",
+        "stable_diffcoder",
+        "fast_dllm_v2",
+    ],
+)
 MODELS = Registry("model", {"base": ModelConfig})

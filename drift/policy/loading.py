@@ -39,9 +39,8 @@ from drift.policy.shards import (
 
 log = logging.getLogger("drift")
 Stored = tuple[str, str, Callable[[], Tensor]]  # our name, its dtype in the file, what reads it
-FAMILIES = {
-    family.name: family for family in (LLADA, DREAM, SDAR, A2D, STABLE_DIFFCODER, FAST_DLLM_V2)
-}
+ALL = (LLADA, DREAM, SDAR, A2D, STABLE_DIFFCODER, FAST_DLLM_V2)
+FAMILIES = {family.name: family for family in ALL}
 # keys of config.json that say how long a block is; the first is ours and is always written
 BLOCK_KEYS = ("block_length", "block_size", "bd_size")
 PROJECT_ROOT = Path(__file__).resolve().parents[2]

@@ -15,6 +15,7 @@ from drift.common import rng
 from drift.config.rollout import (
     CacheMode,
     ConfidenceFrom,
+    DynamicConfig,
     RolloutConfig,
     Schedule,
     StaticConfig,
@@ -138,6 +139,16 @@ def chosen_positions(sure: dict[int, float], steps_left: int, config: RolloutCon
         return best_first[: math.ceil(len(sure) / steps_left)]
     if steps_left == 1:
         return best_first
+    if isinstance(config, DynamicConfig) or (
+        isinstance(config, StaticConfig) and config.schedule == Schedule.sdar
+    ):
+        size, steps = config.block_length, config.steps * config.block_length // config.gen_length
+        shares = [size // steps + (step < size % steps) for step in range(steps)]
+        scheduled = best_first[: shares[steps - steps_left]]
+        if isinstance(config, StaticConfig):
+            return scheduled
+        sure_ones = [i for i in best_first if sure[i] > config.threshold]
+        return sure_ones if len(sure_ones) >= shares[steps - steps_left] else scheduled
     if isinstance(config, StaticConfig):
         steps = config.steps * config.block_length // config.gen_length
         t, s = (1 - (1 - 1e-3) * (steps - left) / steps for left in (steps_left, steps_left - 1))

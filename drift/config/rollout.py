@@ -26,6 +26,7 @@ class ConfidenceFrom(StrEnum):
 class Schedule(StrEnum):
     equal = "equal"  # an equal share of what is left
     dream = "dream"  # Dream's: a little later, a step may commit nothing
+    sdar = "sdar"  # SDAR's: an equal share of the whole block, whatever is left of it
 
 
 class RolloutWeights(StrEnum):
@@ -89,6 +90,13 @@ class ThresholdConfig(RolloutConfig):
 
 
 @dataclass
+class DynamicConfig(RolloutConfig):
+    """All tokens that are sure enough if they are as many as SDAR's schedule, else as many."""
+
+    threshold: float = share(0.9, zero=False)  # a token is sure above it
+
+
+@dataclass
 class FactorConfig(RolloutConfig):
     """The more tokens together, the surer each must be."""
 
@@ -105,5 +113,11 @@ CONFIDENCE_NAMES = Names(  # implemented in drift/rollout/sampling.py
     ],
 )
 ROLLOUTS = Registry[RolloutConfig](
-    "rollout", {"static": StaticConfig, "threshold": ThresholdConfig, "factor": FactorConfig}
+    "rollout",
+    {
+        "static": StaticConfig,
+        "threshold": ThresholdConfig,
+        "dynamic": DynamicConfig,
+        "factor": FactorConfig,
+    },
 )

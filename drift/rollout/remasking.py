@@ -17,6 +17,7 @@ from torch import Tensor
 
 from drift.config.rollout import (
     ROLLOUTS,
+    DynamicConfig,
     FactorConfig,
     RolloutConfig,
     Schedule,
@@ -39,13 +40,25 @@ def static_count(masked_B: Tensor, steps_left_B: Tensor, config: StaticConfig) -
     `equal`: ceil(masked / steps left), an equal share (LLaDA, arXiv 2502.09992). `dream`:
     floor(masked * (1 - t_{i+1} / t_i)) at step i of T, with t_i = 1 - (1 - 1e-3) i / T, all at the
     last (`diffusion_generate` of Dream, arXiv 2508.15487): 1 - t_{i+1} / t_i is 999 / (1000 T -
-    999 i), so whole numbers count it without rounding.
+    999 i), so whole numbers count it without rounding. `sdar`: as `sdar_count`.
     """
     if config.schedule == Schedule.equal:
         return -(-masked_B // steps_left_B)
+    if config.schedule == Schedule.sdar:
+        return sdar_count(steps_left_B, config)
     steps = config.steps_of_block
     count_B = 999 * masked_B // (1000 * steps - 999 * (steps - steps_left_B))
     return torch.where(steps_left_B == 1, masked_B, count_B)
+
+
+def sdar_count(steps_left_B: Tensor, config: RolloutConfig) -> Tensor:
+    """Tokens of a step by SDAR's schedule (arXiv 2510.06303): [B] int64.
+
+    The block's B tokens in equal shares over its T steps, one more in each of the first B mod T.
+    Tokens of the prompt in a block do not make the shares smaller, so such a block ends early.
+    """
+    steps, size = config.steps_of_block, config.block_length
+    return size // steps + (steps - steps_left_B < size % steps).long()
 
 
 @ROLLOUTS.implements(StaticConfig)
@@ -65,6 +78,22 @@ def threshold(
     sure_BK = confidence_BK >= config.threshold
     first_BK = ranks(confidence_BK, masked_BK) == 0
     return (sure_BK | first_BK | (steps_left_B == 1)[:, None]) & masked_BK
+
+
+@ROLLOUTS.implements(DynamicConfig)
+def dynamic(
+    confidence_BK: Tensor, masked_BK: Tensor, steps_left_B: Tensor, config: DynamicConfig
+) -> Tensor:
+    """Every position above the threshold if they are at least as many as the schedule says.
+
+    Else as many as it says, the most confident (SDAR's `low_confidence_dynamic`, arXiv 2510.06303).
+    """
+    sure_BK = (confidence_BK > config.threshold) & masked_BK
+    count_B1 = sdar_count(steps_left_B, config)[:, None]
+    scheduled_BK = (ranks(confidence_BK, masked_BK) < count_B1) & masked_BK
+    enough_B1 = sure_BK.sum(1, keepdim=True) >= count_B1
+    last_BK = (steps_left_B == 1)[:, None] & masked_BK
+    return torch.where(enough_B1, sure_BK, scheduled_BK) | last_BK
 
 
 @ROLLOUTS.implements(FactorConfig)

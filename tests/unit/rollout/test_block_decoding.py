@@ -10,6 +10,7 @@ from drift.common.errors import RolloutError
 from drift.common.types import Trace
 from drift.config.rollout import (
     CacheMode,
+    DynamicConfig,
     FactorConfig,
     RolloutConfig,
     StaticConfig,
@@ -27,6 +28,8 @@ RULES: list[tuple[type[RolloutConfig], dict[str, object]]] = [
     (StaticConfig, {"schedule": "dream"}),
     (ThresholdConfig, {"threshold": 0.15}),
     (FactorConfig, {"factor": 1.8}),
+    (StaticConfig, {"schedule": "sdar", "steps": 6}),
+    (DynamicConfig, {"threshold": 0.2, "steps": 6}),
     (StaticConfig, {"confidence": "random", "position_temperature": 0.0}),
     (ThresholdConfig, {"threshold": 0.2, "temperature": 0.0}),
     (StaticConfig, {"temperature": 0.7, "top_k": 5, "confidence_from": "drawn"}),

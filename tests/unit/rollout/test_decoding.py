@@ -15,6 +15,7 @@ from drift.common.types import Trace
 from drift.config.rollout import (
     CacheMode,
     ConfidenceFrom,
+    DynamicConfig,
     FactorConfig,
     RolloutConfig,
     Schedule,
@@ -68,6 +69,13 @@ CONFIGS = {
     "dream schedule": DREAM,
     "dream schedule in few steps": replace(DREAM, steps=4, position_temperature=0.2),
     "dream schedule, drawn": replace(DREAM, confidence_from=DRAWN, confidence="entropy", top_p=0.7),
+    "sdar schedule": rollout_config(schedule=Schedule.sdar),
+    "sdar schedule in few steps": rollout_config(schedule=Schedule.sdar, steps=6),
+    "dynamic": rollout_config(DynamicConfig, threshold=0.2),
+    "dynamic in few steps": rollout_config(DynamicConfig, threshold=0.25, steps=4),
+    "dynamic, drawn": rollout_config(
+        DynamicConfig, threshold=0.5, steps=6, confidence_from=DRAWN, top_k=4
+    ),
     "dual": DUAL,
     "dream schedule, refreshed": replace(DREAM, cache=CacheMode.dual, refresh_every=3),
     "prefix": PREFIX,

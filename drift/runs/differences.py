@@ -22,14 +22,17 @@ RENAMED = {  # keys of config.yaml, and of params of earlier versions -> as they
 }
 DROPPED = ("optim.rows_per_forward",)  # of earlier versions; they do not affect training
 ONLY_WITH = {  # settings that every option of their group had, and those that have them now
-    "rollout.threshold": ("threshold",),
+    "rollout.threshold": ("threshold", "dynamic"),
     "rollout.factor": ("factor",),
     "objective.clip_low": ("ppo_clip", "self_normalized"),
     "objective.clip_high": ("ppo_clip", "self_normalized"),
     "objective.bound_exponent": ("sandwich",),
     "objective.bound_share": ("sandwich",),
 }
-BOOKKEEPING = ("checkpoint.", "cluster", "eval.every", "traces.")  # nothing is learned by them
+SAME: dict[str, dict[str, Any]] = {  # values of a setting -> others that sample the same
+    "rollout.cache": {"none": "auto"},  # which is exact, and was not there in earlier versions
+}
+BOOKKEEPING = ("checkpoint.", "cluster", "eval.every", "traces.")  # they do not affect training
 PRIVATE = ("output_dir", "seed", "tracking")  # no settings to compare runs by
 NOT_TEST = tuple(  # of a task: without influence on which test problems it has
     f"task.{name}"
@@ -70,7 +73,9 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def as_now(params: Mapping[str, Value]) -> dict[str, Value]:
     """Flat settings under their present names, without what their options no longer have."""
     known = {
-        RENAMED.get(key, key.removeprefix(CHOSEN)): value
+        RENAMED.get(key, key.removeprefix(CHOSEN)): SAME[key].get(str(value), value)
+        if key in SAME
+        else value
         for key, value in params.items()
         if key not in DROPPED
     }

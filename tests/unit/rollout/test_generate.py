@@ -144,7 +144,7 @@ def test_a_system_prompt_that_no_template_takes_up_is_refused(tiny: Policy) -> N
             "a",
             {"rollout": "static", "threshold": 0.5},
             ConfigError,
-            "rollout.threshold applies to rollout=threshold only; use rollout=threshold",
+            "rollout.threshold applies to rollout=dynamic or threshold only; use one of these",
         ),
         ("a", {"temperature": -1}, ConfigError, "rollout.temperature=-1.0 must be 0 or more"),
         ([], {}, ConfigError, "there is no prompt to complete"),

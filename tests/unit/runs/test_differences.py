@@ -44,7 +44,14 @@ def test_a_run_of_an_earlier_version_has_the_same_settings() -> None:
         "optim": {"rows_per_forward": 64},
     }.items():
         before[group] = before[group] | fields
+    before["rollout"] |= {"cache": "none"}
     assert flat_settings(before) == flat_settings(now)
+
+
+def test_a_threshold_is_kept_of_the_rules_that_have_one() -> None:
+    for option, kept in (("dynamic", True), ("threshold", True), ("static", False)):
+        found = as_now({"rollout": option, "rollout.threshold": "0.9"})
+        assert ("rollout.threshold" in found) == kept
 
 
 def test_what_differs_beside_the_columns_is_told() -> None:

@@ -11,7 +11,7 @@ by the log of their sums (as in ring attention, arXiv 2310.01889). One dense mas
 keys for each query, of which it needs B.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,18 @@ class StatesAttend:
     reach_MS: Tensor  # int64; the first so many clean keys: of each query
     num_clean: int
     block_length: int
+    masks: dict[torch.dtype, Tensor] = field(default_factory=dict[torch.dtype, Tensor])
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """0 for the clean keys that a query sees, -inf for the others: [M, 1, S, n].
+
+        The layers share it.
+        """
+        if dtype not in self.masks:
+            seen_MSn = within(self.reach_MS, self.num_clean)
+            zero = torch.zeros((), dtype=dtype, device=seen_MSn.device)
+            self.masks[dtype] = zero.masked_fill(~seen_MSn, -torch.inf)[:, None]
+        return self.masks[dtype]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -38,7 +50,8 @@ class StatesAttend:
         repeats = q.shape[1] // k.shape[1]
         if repeats > 1:
             k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
-        mixed: Any = TwoParts.apply(q, k, v, self.reach_MS, self.num_clean, self.block_length)
+        mask, nothing_MS = self.mask(q.dtype), self.reach_MS == 0
+        mixed: Any = TwoParts.apply(q, k, v, mask, nothing_MS, self.num_clean, self.block_length)
         return mixed.transpose(1, 2)
 
     def by_flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,13 +91,18 @@ class TwoParts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, reach_MS: Tensor, num_clean: int, size: int
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        nothing_MS: Tensor,
+        num_clean: int,
+        size: int,
     ) -> Tensor:
         rows, num_states = len(q), (q.shape[2] - num_clean) // size
-        mask = torch.zeros((), dtype=q.dtype).masked_fill(~within(reach_MS, num_clean), -torch.inf)
-        mask = mask[:, None]
         out, total = flash(q, k[:, :, :num_clean], v[:, :, :num_clean], attn_mask=mask)
-        total = total.masked_fill((reach_MS == 0)[:, None], -torch.inf)  # of no key it says 0
+        total = total.masked_fill(nothing_MS[:, None], -torch.inf)  # of no key it says 0
         if num_states:
             own_q, own_k, own_v = (by_state(t[:, :, num_clean:], size) for t in (q, k, v))
             own_out, own_total = (by_row(t, rows) for t in flash(own_q, own_k, own_v))
@@ -113,4 +131,4 @@ class TwoParts(torch.autograd.Function):
             own_q, own_k, own_v = (by_row(t, len(q)) for t in own)
             grad_q = torch.cat([grad_q[:, :, :clean], grad_q[:, :, clean:] + own_q], dim=2)
             grad_k, grad_v = torch.cat([grad_k, own_k], dim=2), torch.cat([grad_v, own_v], dim=2)
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None

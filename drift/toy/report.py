@@ -173,7 +173,8 @@ def check(config: LabConfig) -> None:
     for problem in objective_problems(whole):  # of the rollout: the objective is the default
         raise ConfigError(problem)
     for name, off in UNCOUNTED.items():
-        if (value := setting(rollout, name)) not in (off, None):
+        value = rollout.cache_for(0) if name == "cache" else setting(rollout, name)
+        if value not in (off, None):
             known = "null" if off is None else off
             raise ConfigError(f"rollout.{name}={value} is not counted by the lab; leave it {known}")
     if config.page is not None:

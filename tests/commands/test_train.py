@@ -27,6 +27,7 @@ SMALL = (
 )
 ELSEWHERE = {  # metrics that the default does not log
     "kl/k1", "reward/nfe_share", "reward/kept_mean", "rollout/rounds", "rollout/drawn_prompts",
+    "rollout/commits",
     "curriculum/varied_groups", "curriculum/surplus_groups", "curriculum/seen_frac",
     "curriculum/pass_rate", "curriculum/effective_frac", "value/loss", "value/mean",
     "value/explained_variance",

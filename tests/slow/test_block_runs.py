@@ -36,10 +36,12 @@ class Digits(GeneratedTask):
     def demonstration(self, example, *, habit):
         return "12"
 '''
+MODEL = ("model=sdar", "model.dtype=float32")
 SIZES = (
     "task=own", "task.name=digits", "task.module=digits.py", "task.prompt='{a}='",
     "task.gen_length=16", "task.train_size=60", "task.validation_size=5", "task.test_size=7",
-    "model=tiny_block", "model.path=blank", "rollout.prompts_per_step=8", "rollout.group_size=4",
+    *MODEL, "model.path=blank", "optim.lr=2e-4", "rollout.prompts_per_step=8",
+    "rollout.group_size=4",
     "eval.every=2", "checkpoint.every=2", "tracking=off", "traces.every=2", "cluster.threads=1",
 )  # fmt: skip
 ZERO3 = (
@@ -115,12 +117,12 @@ def test_an_adapter_trains_under_zero_3_and_is_merged(place: Path) -> None:
 
 def test_what_is_done_with_a_checkpoint(place: Path) -> None:
     path = "run/checkpoints/step_000004/policy"
-    said = checked(command, place, "generate", "model=tiny_block", f"model.path={path}",
+    said = checked(command, place, "generate", *MODEL, f"model.path={path}",
                    "prompt=aaa1=", "rollout.gen_length=16", "chat=false")  # fmt: skip
     assert "commits" in said.stdout + said.stderr
-    checked(command, place, "eval", *SIZES[:6], "task.test_size=7", "model=tiny_block",
+    checked(command, place, "eval", *SIZES[:6], "task.test_size=7", *MODEL,
             f"model.path={path}", "tracking=off", "hydra.run.dir=evaluated")  # fmt: skip
-    said = checked(command, place, "doctor", *SIZES[:6], "task.test_size=7", "model=tiny_block",
+    said = checked(command, place, "doctor", *SIZES[:6], "task.test_size=7", *MODEL,
                    f"model.path={path}", "hydra.run.dir=doctor", check=False)  # fmt: skip
     assert "block: the same tokens" in said.stdout + said.stderr
 

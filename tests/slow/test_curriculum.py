@@ -43,7 +43,7 @@ def test_two_ranks_draw_keep_and_learn_what_one_does(run: Run, tmp_path: Path) -
     assert weight < 1e-5
     metrics = read_lines(one / "metrics.jsonl")[-1]
     missing = {name for name in ELSEWHERE - metrics.keys() if not name.startswith("value/")}
-    assert missing == {"kl/k1"}
+    assert missing == {"kl/k1", "rollout/commits"}
     assert metrics["rollout/drawn_prompts"] == 8 * metrics["rollout/rounds"]  # type: ignore[operator]
     assert len(read_lines(one / "rollouts" / "step_000004.jsonl")) == (
         4 * metrics["rollout/drawn_prompts"]  # type: ignore[operator]

@@ -155,6 +155,21 @@ class Rollout:
     policy_version: int  # training steps the sampling policy had seen
     reward_s: float  # seconds of grading
 
+    @classmethod
+    def ungraded(cls, prompts: PromptBatch, trace: Trace, group_size: int = 1) -> "Rollout":
+        """Rows whose texts and grades nobody asks for, numbered from 0, at temperature 1."""
+        return cls(
+            prompts=prompts,
+            group_size=group_size,
+            rows_B=torch.arange(len(trace.canvas_BC)),
+            trace=trace,
+            texts=[],
+            scores=[],
+            temperature=1.0,
+            policy_version=0,
+            reward_s=0.0,
+        )
+
     def pick(self, rows: list[int], prompts: PromptBatch, group_size: int) -> "Rollout":
         """Some of the rows, by their places; `prompts` are theirs, in groups of that size."""
         row_N = torch.tensor(rows, dtype=torch.int64, device=self.rows_B.device)

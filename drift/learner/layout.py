@@ -206,7 +206,7 @@ class RowsWithStates(MicroBatches):
         self.state_P = number_P % num_states
         self.block_P = number_P // num_states % num_blocks
         self.row_P = number_P // num_states // num_blocks
-        self.piece_N, self.token_N = piece_N.sort(stable=True)
+        self.token_N = piece_N.argsort(stable=True)
         self.count_P = torch.bincount(piece_N, minlength=len(number_P))
         units = cut_rows(self.row_P.cpu(), self.block_P.cpu(), size, tokens_per_forward)
         # forwards hold units of like size: the fewest columns of padding

@@ -73,17 +73,8 @@ class Inspection:
     def replay(self, trace: Trace) -> Tensor:
         """The learner's log-prob of each token in the state in which it was committed: [B, C]."""
         policy = self.policy
-        rollout = Rollout(
-            prompts=PromptBatch(examples=self.examples, ids=self.prompts, first_prompt=0),
-            group_size=1,
-            rows_B=torch.arange(len(self.prompts)),
-            trace=trace,
-            texts=[],
-            scores=[],
-            temperature=1.0,
-            policy_version=0,
-            reward_s=0.0,
-        )
+        prompts = PromptBatch(examples=self.examples, ids=self.prompts, first_prompt=0)
+        rollout = Rollout.ungraded(prompts, trace)
         views = build_views(trace, rollout.rows_B, ReplayConfig(), 0)
         batches = micro_batches(rollout, views, policy.special, tokens_per_forward=1024)
         logp_BC = torch.zeros_like(trace.logp_BC)

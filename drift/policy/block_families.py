@@ -28,48 +28,39 @@ def read_adapted(raw: dict[str, Any]) -> BackboneConfig:
     )
 
 
-SDAR = Family(
+block_family = partial(
+    Family, write_config=write_with_head, top_names=hf.TOP_NAMES, block_prefix=hf.BLOCK_PREFIX
+)
+SDAR = block_family(
     name="sdar",
     model_types=("sdar",),
     end_of_turn="<|im_end|>",
     read_config=partial(hf.read_sizes, qkv_bias=False, qk_norm=True),
-    write_config=write_with_head,
-    top_names=hf.TOP_NAMES,
-    block_prefix=hf.BLOCK_PREFIX,
     block_names=hf.QWEN3,
     block_length=4,
     mask=151_669,
 )
-A2D = Family(
+A2D = block_family(
     name="a2d",
     model_types=("a2d-qwen3", "a2d-qwen2", "a2d-llama"),
     end_of_turn="<|im_end|>",
     read_config=read_adapted,
-    write_config=write_with_head,
-    top_names=hf.TOP_NAMES,
-    block_prefix=hf.BLOCK_PREFIX,
     block_names=hf.ALL,
     block_length=None,
 )
-STABLE_DIFFCODER = Family(
+STABLE_DIFFCODER = block_family(
     name="stable_diffcoder",
     model_types=("llama", "stable_diffcoder"),
     architecture="StableDiffcoder",
     read_config=partial(hf.read_sizes, qkv_bias=False),
-    write_config=write_with_head,
-    top_names=hf.TOP_NAMES,
-    block_prefix=hf.BLOCK_PREFIX,
     block_names=hf.LLAMA,
     block_length=4,
 )
-FAST_DLLM_V2 = Family(
+FAST_DLLM_V2 = block_family(
     name="fast_dllm_v2",
     model_types=("Fast_dLLM_Qwen",),
     end_of_turn="<|im_end|>",
     read_config=partial(hf.read_sizes, qkv_bias=True, shift=True),
-    write_config=write_with_head,
-    top_names=hf.TOP_NAMES,
-    block_prefix=hf.BLOCK_PREFIX,
     block_names=hf.QWEN2,
     block_length=32,
     mask=151_665,

@@ -93,17 +93,7 @@ def as_rollout(data: Demonstrations, rows: list[int], policy: Policy, size: int)
         commits_B=none_B,
         block_length=grid,
     )
-    return Rollout(
-        prompts=PromptBatch(examples=[], ids=prompts, first_prompt=0),
-        group_size=1,
-        rows_B=torch.arange(len(rows)),
-        trace=trace,
-        texts=[],
-        scores=[],
-        temperature=1.0,
-        policy_version=0,
-        reward_s=0.0,
-    )
+    return Rollout.ungraded(PromptBatch(examples=[], ids=prompts, first_prompt=0), trace)
 
 
 def noisy(trace: Trace, step: int, config: SFTConfig) -> tuple[MaskedViews, Tensor]:

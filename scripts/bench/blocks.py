@@ -27,6 +27,7 @@ from drift.config.rollout import CacheMode, StaticConfig
 from drift.learner.layout import micro_batches
 from drift.learner.likelihood import score
 from drift.learner.masking import build_views
+from drift.learner.masking.states import local_steps
 from drift.policy.backbone import Backbone, BackboneConfig
 from drift.policy.base import Policy, SpecialIds
 from drift.policy.loading import FAMILIES
@@ -68,30 +69,15 @@ class Columns:
 
 
 def rolled(trace: Trace, prompts: list[list[int]]) -> Rollout:
-    return Rollout(
-        prompts=PromptBatch(examples=[], ids=prompts, first_prompt=0),
-        group_size=1,
-        rows_B=torch.arange(len(prompts)),
-        trace=trace,
-        texts=[],
-        scores=[],
-        temperature=1.0,
-        policy_version=0,
-        reward_s=0.0,
-    )
+    return Rollout.ungraded(PromptBatch(examples=[], ids=prompts, first_prompt=0), trace)
 
 
 def by_local_step(views: MaskedViews, trace: Trace) -> MaskedViews:
     """The same tokens in a view for each local step: of every block its k-th state at once."""
-    step_BC, block_BC = trace.unmask_step_BC, trace.block_BC - trace.block_BC[:, :1]
-    most = int(step_BC.max()) + 1
-    first_BN = torch.full((len(step_BC), int(block_BC.max()) + 1), most)
-    steps_BC = step_BC.masked_fill(step_BC < 0, most)
-    first_BN = first_BN.scatter_reduce(1, block_BC, steps_BC, "amin")
-    local_BC = torch.where(step_BC < 0, -1, step_BC - first_BN.gather(1, block_BC))
+    local_BC = local_steps(trace)
     count = int(local_BC.max()) + 1
-    row_J = torch.arange(len(step_BC)).repeat_interleave(count)
-    order_J = torch.arange(count).repeat(len(step_BC))
+    row_J = torch.arange(len(local_BC)).repeat_interleave(count)
+    order_J = torch.arange(count).repeat(len(local_BC))
     state_N = views.row_N * count + local_BC[views.row_N, views.column_N]
     order_N = state_N.argsort(stable=True)
 

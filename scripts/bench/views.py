@@ -46,16 +46,8 @@ def rollout_of(rows: int, tokens: int, block: int, prompt: int, canvas: Tensor) 
         nfe_B=whole,
         commits_B=torch.zeros_like(whole),
     )
-    return Rollout(
-        prompts=PromptBatch(examples=[], ids=[[5] * prompt], first_prompt=0),
-        group_size=rows,
-        rows_B=torch.arange(rows),
-        trace=trace,
-        texts=[],
-        scores=[],
-        temperature=1.0,
-        policy_version=0,
-        reward_s=0.0,
+    return Rollout.ungraded(
+        PromptBatch(examples=[], ids=[[5] * prompt], first_prompt=0), trace, group_size=rows
     )
 
 

@@ -166,14 +166,19 @@ def trace_groups(trace: Trace, rows_B: Tensor, config: TraceConfig, key: int) ->
     """
     if not trace.block_length:
         return in_order(trace, rows_B, config, trace.unmask_step_BC, config.shrink)
-    # steps of a block follow one another; each block's groups are counted from its first step
+    most = max(1, int(trace.unmask_step_BC.max()) + 1)
+    group_BC = local_steps(trace) // config.shrink
+    return in_order(trace, rows_B, config, trace.block_BC * most + group_BC, 1)
+
+
+def local_steps(trace: Trace) -> Tensor:
+    """The step that committed each token, counted from its block's first: [B, C]; -1 = never."""
     step_BC, block_BC = trace.unmask_step_BC, trace.block_BC - trace.block_BC[:, :1]
     most = max(1, int(step_BC.max()) + 1)
+    first_BN = step_BC.new_full((len(step_BC), int(block_BC.max()) + 1), most)
     first_BC = step_BC.masked_fill(step_BC < 0, most)
-    first_BN = torch.full((len(step_BC), int(block_BC.max()) + 1), most, device=rows_B.device)
     first_BN = first_BN.scatter_reduce(1, block_BC, first_BC, "amin")
-    local_BC = (step_BC - first_BN.gather(1, block_BC)) // config.shrink
-    return in_order(trace, rows_B, config, block_BC * most + local_BC, 1)
+    return torch.where(step_BC < 0, -1, step_BC - first_BN.gather(1, block_BC))
 
 
 @MASKINGS.implements(ReplayConfig)
